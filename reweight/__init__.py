@@ -1,0 +1,6 @@
+"""Losses, weighting schemes and optimizers in JAX: every way of saying that one example counts more than another."""
+
+from reweight import reduce, weights
+
+__all__ = ["reduce", "weights"]
+__version__ = "0.1.0"
