@@ -67,7 +67,7 @@ def array(
     shape: Sequence[int | None] | None = None,
     kind: str | None = None,
 ) -> None:
-    """Checks rank, shape (`None` matches any size) and kind of dtype ("float", "integer", "bool", "number") of an
+    """Checks rank, shape (`None` matches any size) and dtype kind (float, integer, bool, number) of an array."""
     array.""" if not isinstance(value, jax.Array | np.ndarray | np.generic | int | float):
         fail(function, argument, f"of type {type(value).__name__}", "an array")
     came = jnp.shape(value)
