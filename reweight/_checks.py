@@ -68,7 +68,7 @@ def array(
     kind: str | None = None,
 ) -> None:
     """Checks rank, shape (`None` matches any size) and dtype kind (float, integer, bool, number) of an array."""
-    array.""" if not isinstance(value, jax.Array | np.ndarray | np.generic | int | float):
+    if not isinstance(value, jax.Array | np.ndarray | np.generic | int | float):
         fail(function, argument, f"of type {type(value).__name__}", "an array")
     came = jnp.shape(value)
     if ndim is not None:
