@@ -201,14 +201,12 @@ def tokens(
     With :math:`s_b = \sum_t m_{bt} w_{bt} x_{bt}`, :math:`n_b = \sum_t m_{bt}` tokens in sequence :math:`b`, and
     :math:`S` sequences that have a token at all:
 
-    ========================  ==========================================  =======================================
-    mode                      value                                       counts equally
-    ========================  ==========================================  =======================================
-    token-mean                :math:`\sum_b s_b / \sum_b n_b`             tokens: long sequences weigh more
-    seq-mean-token-mean       :math:`\frac1S \sum_b s_b / n_b`            sequences: tokens of long ones weigh less
-    seq-mean-token-sum        :math:`\frac1S \sum_b s_b`                  sequences, each by the sum of its tokens
-    token-sum-fixed-length    :math:`\frac{1}{S L} \sum_b s_b`            tokens, over a length no batch changes
-    ========================  ==========================================  =======================================
+    | mode | value | counts equally |
+    |---|---|---|
+    | token-mean | :math:`\sum_b s_b / \sum_b n_b` | tokens: long sequences weigh more |
+    | seq-mean-token-mean | :math:`\frac1S \sum_b s_b / n_b` | sequences: tokens of long ones weigh less |
+    | seq-mean-token-sum | :math:`\frac1S \sum_b s_b` | sequences, each by the sum of its tokens |
+    | token-sum-fixed-length | :math:`\frac{1}{S L} \sum_b s_b` | tokens, over a length that no batch changes |
 
     A sequence without a token counts nowhere, so that padding a batch with empty rows changes nothing. The `Parts` of
     pieces add up if no sequence is cut: split over sequences, not over time (`token-mean` may be split either way).
