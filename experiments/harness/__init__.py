@@ -1,0 +1,29 @@
+"""What every experiment shares: command line, progress, tables with intervals, verdicts on claims, the folder of a run.
+
+An experiment module is a docstring whose first line is its question, and
+
+    METHODS = {...}                      the methods, by name
+    CLAIMS = (Claim(...), ...)           what papers say of them
+    class Config(harness.Config): ...    a frozen dataclass; its fields are the options of the command line
+    def run(config, context=Context()) -> Results
+    def draw(results) -> Figure
+    harness.main("<module>", config=Config, run=run, draw=draw)
+"""
+
+from experiments.harness.claims import Claim, Interval, Verdict, judge, mean_interval
+from experiments.harness.command import Context, main
+from experiments.harness.config import Config
+from experiments.harness.results import Metric, Results
+
+__all__ = [
+    "Claim",
+    "Config",
+    "Context",
+    "Interval",
+    "Metric",
+    "Results",
+    "Verdict",
+    "judge",
+    "main",
+    "mean_interval",
+]

@@ -1,0 +1,62 @@
+"""How figures look: colours that colour-blind readers tell apart, readable sizes, bands and bars of intervals."""
+
+import contextlib
+import io
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.harness.claims import mean_interval
+
+__all__ = ["MARKERS", "PALETTE", "band", "figure", "save"]
+
+# Okabe and Ito's palette without its yellow (too light on white), the baseline's black first.
+PALETTE = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#882255", "#44AA99")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+}
+
+
+@contextlib.contextmanager
+def figure(width: float, height: float) -> Iterator[Figure]:
+    """A figure in the style of the experiments, sizes in inches; drawn on inside the `with`."""
+    with matplotlib.rc_context(_STYLE):
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+def band(
+    axes: Axes, x: Sequence[float] | np.ndarray, values: np.ndarray, *, label: str, color: str, marker: str = ""
+) -> None:
+    """Draws the mean over the seeds of `values` `[seeds, points]` with its 95% interval as a band."""
+    intervals = [mean_interval(column) for column in np.asarray(values).T]
+    mean, low, high = np.array(intervals).T
+    axes.plot(x, mean, label=label, color=color, marker=marker)
+    axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+
+
+def save(drawn: Figure, path: pathlib.Path, *, dpi: int = 150) -> None:
+    """Writes a PNG, whole or not at all."""
+    buffer = io.BytesIO()
+    drawn.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(buffer.getvalue())
+    temporary.replace(path)
