@@ -1,0 +1,19 @@
+"""Training: state, step, loops on the host and on the device, checkpoints, metrics."""
+
+from reweight.train.on_device import Run, epoch_order, run_on_device
+from reweight.train.state import TrainState, init_state
+from reweight.train.step import LossOutput, jit_step, make_step, mean_over_count, token_reduction, whole_batch
+
+__all__ = [
+    "LossOutput",
+    "Run",
+    "TrainState",
+    "epoch_order",
+    "init_state",
+    "jit_step",
+    "make_step",
+    "mean_over_count",
+    "run_on_device",
+    "token_reduction",
+    "whole_batch",
+]
