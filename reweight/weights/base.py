@@ -12,13 +12,14 @@ Unless a scheme says otherwise its weights are non-negative, have mean one over 
 masked, and carry no gradient. A batch that is masked altogether has weights 0 and leaves the state as it was.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 from reweight import _checks
 
@@ -91,7 +92,7 @@ def stateless(
     """Lifts a pure weight function `function(losses, *, mask=None, **signals) -> weights` to a `Weighting`.
 
     The signals are the function's keyword-only parameters, and those without a default are required. Hyperparameters
-    are bound beforehand, with `functools.partial` or a closure.
+    are bound beforehand, with `functools.partial` or a closure; what `partial` has bound is no signal.
 
     Args:
       function: from losses and named signals to weights of the losses' shape.
@@ -105,11 +106,14 @@ def stateless(
       ValueError: if `scope` is unknown; at update, if a required signal is missing.
     """
     _checks.choice("weights.stateless", "scope", scope, get_args(Scope))
-    parameters = inspect.signature(function).parameters.values()
-    names = tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
-    required = tuple(
-        p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is inspect.Parameter.empty
+    bound = function.keywords if isinstance(function, functools.partial) else {}
+    parameters = tuple(
+        parameter
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.name not in bound
     )
+    names = tuple(parameter.name for parameter in parameters)
+    required = tuple(parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty)
     label = name if name is not None else str(getattr(function, "__name__", "weights.stateless"))
 
     def init(key: PRNGKeyArray | None = None) -> State:
@@ -160,11 +164,19 @@ def chain(*weightings: Weighting) -> Weighting:
     return Weighting(init, update, scope, signals)
 
 
-def keep(losses: Float[Array, "..."], mask: Mask | None, function: str) -> Bool[Array, "..."]:
-    """The mask as booleans of the losses' shape."""
-    _checks.array(function, "losses", losses, kind="float")
-    _checks.mask(function, "mask", mask, losses)
-    return jnp.ones(jnp.shape(losses), bool) if mask is None else jnp.broadcast_to(jnp.asarray(mask) != 0, losses.shape)
+def keep(losses: Float[Array, "..."], mask: Mask | None, function: str, name: str = "losses") -> Bool[Array, "..."]:
+    """The mask as booleans of the shape of `losses`, which `name` is what errors call."""
+    _checks.array(function, name, losses, kind="float")
+    _checks.mask(function, "mask", mask, losses, like_name=name)
+    shape = jnp.shape(losses)
+    return jnp.ones(shape, bool) if mask is None else jnp.broadcast_to(jnp.asarray(mask) != 0, shape)
+
+
+def integer_ids(function: str, name: str, ids: Any, like: Any, like_name: str = "losses") -> Int[Array, "..."]:
+    """Integer ids (labels, groups, indices) broadcast to the shape of `like`."""
+    _checks.array(function, name, ids, kind="integer")
+    _checks.broadcasts(function, name, ids, like, like_name=like_name)
+    return jnp.broadcast_to(ids, jnp.shape(like))
 
 
 def uniform() -> Weighting:
@@ -189,7 +201,7 @@ def normalize(weights: Float[Array, "..."], *, mask: Mask | None = None) -> Floa
     Raises:
       ValueError: if the mask does not broadcast to the weights.
     """
-    kept = keep(weights, mask, "weights.normalize")
+    kept = keep(weights, mask, "weights.normalize", "weights")
     value = jnp.where(kept, weights, 0).astype(_checks.accumulation_dtype(weights))
     # Dividing by the largest weight first keeps the sum of very large or very small weights in range.
     top = jnp.max(value, initial=0)

@@ -1,0 +1,149 @@
+"""Losses per example for classification, from logits."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from reweight import _checks
+
+__all__ = ["cross_entropy", "focal_loss", "logit_adjusted_cross_entropy"]
+
+Logits = Float[Array, "*batch classes"]
+Labels = Int[Array, "*batch"]
+ClassMask = Bool[Array, "..."] | Num[Array, "..."]
+
+
+def _allowed(function: str, logits: Logits, class_mask: ClassMask | None) -> Bool[Array, "*batch classes"]:
+    _checks.array(function, "logits", logits, kind="float")
+    if jnp.ndim(logits) < 1:
+        _checks.fail(function, "logits", "a scalar", "an array whose last axis is the classes")
+    _checks.mask(function, "class_mask", class_mask, logits, like_name="logits")
+    shape = jnp.shape(logits)
+    return jnp.ones(shape, bool) if class_mask is None else jnp.broadcast_to(jnp.asarray(class_mask) != 0, shape)
+
+
+def _centred(logits: Logits, allowed: Bool[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
+    """Logits in float32 at least, less the largest of their row; 0 where not allowed.
+
+    The loss does not change, and its small values keep their digits when the logits are large.
+    """
+    logits = jnp.where(allowed, logits, 0).astype(_checks.accumulation_dtype(logits))
+    top = jnp.max(jnp.where(allowed, logits, -jnp.inf), axis=-1, keepdims=True)
+    return logits - jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0))
+
+
+def cross_entropy(
+    logits: Logits,
+    labels: Labels | Float[Array, "*batch classes"],
+    *,
+    class_mask: ClassMask | None = None,
+) -> Float[Array, "*batch"]:
+    r"""Cross-entropy of labels or target probabilities: :math:`-\sum_c t_c \log \mathrm{softmax}(z)_c`, per example.
+
+    Args:
+      logits: `[..., C]`, any scale.
+      labels: integer class ids `[...]`, or target probabilities `[..., C]` of a float dtype.
+      class_mask: boolean or 0/1, broadcast to the logits: the classes among which the softmax runs. Logits and
+        target probabilities of the others are never read. Default: all.
+
+    Returns:
+      Losses `[...]`, float32 or wider. A label that is not one of the classes, or not an unmasked one, costs 0 with
+      zero gradient; so does a row with no class at all.
+
+    Raises:
+      ValueError: if the shape of the labels is neither that of class ids nor that of probabilities, or their dtype does
+        not go with their shape.
+    """
+    function = "losses.cross_entropy"
+    allowed = _allowed(function, logits, class_mask)
+    shape = jnp.shape(logits)
+    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+        _checks.array(function, "labels", labels, shape=shape, kind="float")
+        scores = _centred(logits, allowed)
+        targets = jnp.where(allowed, labels, 0).astype(scores.dtype)
+        return optax.losses.softmax_cross_entropy(scores, targets, where=allowed)
+    _checks.array(function, "labels", labels, shape=shape[:-1])
+    known = (labels >= 0) & (labels < shape[-1])
+    safe = jnp.where(known, labels, 0)
+    known &= jnp.take_along_axis(allowed, safe[..., None], axis=-1)[..., 0]
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(_centred(logits, allowed), safe, where=allowed)
+    return jnp.where(known, losses, 0)
+
+
+def logit_adjusted_cross_entropy(
+    logits: Logits,
+    labels: Labels | Float[Array, "*batch classes"],
+    *,
+    class_counts: Num[Array, " classes"],
+    tau: float = 1.0,
+) -> Float[Array, "*batch"]:
+    r"""Cross-entropy of :math:`z_c + \tau \log(\pi_c + 10^{-9})` with the class frequencies :math:`\pi`, per example.
+
+    A model trained so gives logits for balanced classes: frequent classes no longer gain from being frequent. `tau=1`
+    is the balanced softmax, `tau=0` and equal counts are plain cross-entropy.
+
+    Args:
+      logits: `[..., C]`, any scale; unadjusted, as used at test time.
+      labels: integer class ids `[...]` or target probabilities `[..., C]`, as for `cross_entropy`.
+      class_counts: examples of each class in the training set `[C]`, non-negative, on any scale. A class without an
+        example has frequency 0, which the floor of 1e-9 keeps finite.
+      tau: strength of the adjustment, in [0, inf).
+
+    Returns:
+      Losses `[...]`, float32 or wider.
+
+    Raises:
+      ValueError: if the shapes do not fit, or `tau` is out of range.
+
+    References:
+      Menon et al., *Long-tail learning via logit adjustment*, 2021, arXiv 2007.07314. Ren et al., *Balanced
+      Meta-Softmax for Long-Tailed Visual Recognition*, 2020, arXiv 2007.10740. The floor is that of the released code
+      of Chen et al., *Rethinking the Bias of Foundation Model under Long-tailed Distribution*, 2025, arXiv 2501.15955.
+    """
+    function = "losses.logit_adjusted_cross_entropy"
+    _allowed(function, logits, None)
+    _checks.array(function, "class_counts", class_counts, shape=jnp.shape(logits)[-1:], kind="number")
+    _checks.number(function, "tau", tau, low=0, open_high=True)
+    counts = jnp.asarray(class_counts).astype(_checks.accumulation_dtype(class_counts))
+    total = jnp.sum(counts)
+    log_prior = jnp.log(counts / jnp.where(total > 0, total, 1) + 1e-9)
+    return cross_entropy(jnp.asarray(logits).astype(_checks.accumulation_dtype(logits)) + tau * log_prior, labels)
+
+
+def focal_loss(
+    logits: Logits,
+    labels: Labels,
+    *,
+    gamma: float = 2.0,
+    class_mask: ClassMask | None = None,
+) -> Float[Array, "*batch"]:
+    r"""Focal loss :math:`-(1 - p_y)^\gamma \log p_y` of the label's probability, per example.
+
+    The gradient flows through the factor too, as in the paper. `weights.focal` gives the same values with the factor
+    held constant.
+
+    Args:
+      logits: `[..., C]`, any scale.
+      labels: integer class ids `[...]`.
+      gamma: focusing exponent, in [0, inf); 0 is cross-entropy.
+      class_mask: as for `cross_entropy`.
+
+    Returns:
+      Losses `[...]`, float32 or wider; 0 with zero gradient where cross-entropy's is.
+
+    Raises:
+      ValueError: if the shapes do not fit, the labels are not integers, or `gamma` is out of range.
+
+    References:
+      Lin et al., *Focal Loss for Dense Object Detection*, 2017, arXiv 1708.02002.
+    """
+    function = "losses.focal_loss"
+    _checks.array(function, "labels", labels, kind="integer")
+    _checks.number(function, "gamma", gamma, low=0, open_high=True)
+    loss = cross_entropy(logits, labels, class_mask=class_mask)
+    missing = -jnp.expm1(-loss)
+    positive = missing > 0
+    # At p = 1 the power has no derivative for gamma < 1, and the loss is 0 with slope 0 for every gamma > 0.
+    factor = jnp.where(positive, jnp.where(positive, missing, 1) ** gamma, jnp.asarray(gamma == 0, loss.dtype))
+    return factor * loss
