@@ -116,8 +116,9 @@ def broadcasts(function: str, argument: str, value: Any, like: Any, *, like_name
 def axis(function: str, argument: str, value: int | Sequence[int] | None, like: Any) -> None:
     """Checks that `value` names axes of `like`, each once."""
     rank = jnp.ndim(like)
-    axes = () if value is None else (value,) if isinstance(value, int) else tuple(value)
-    if any(not -rank <= a < rank for a in axes) or len({a % rank for a in axes}) != len(axes):
+    axes = () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
+    whole = all(isinstance(a, int | np.integer) and not isinstance(a, bool) for a in axes)
+    if not whole or any(not -rank <= a < rank for a in axes) or len({a % rank for a in axes}) != len(axes):
         fail(function, argument, repr(value), f"None or distinct axes in [{-rank}, {rank - 1}]")
 
 

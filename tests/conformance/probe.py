@@ -1,0 +1,306 @@
+"""A case made to answer: its inputs, and the few executables from which all checks read their numbers."""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from conformance.case import Arrays, Case, WeightingCase
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+N = 16  # two examples a device
+DEVICES = 8
+
+
+class Outcome(NamedTuple):
+    """What one call gave, in NumPy: the value, its contraction with a fixed cotangent, that one's gradients."""
+
+    value: Any
+    loss: float
+    grads: Arrays
+    state: Any
+
+
+@functools.cache
+def compiler_options() -> dict[str, Any] | None:
+    """Compile fast rather than run fast, where this version of XLA knows how: half the time of the suite."""
+    options = {
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+        "xla_cpu_use_fusion_emitters": False,
+    }
+    try:
+        jax.jit(lambda x: x + 1).lower(1.0).compile(compiler_options=options)
+    except Exception as error:
+        if "compile option" not in str(error):
+            raise
+        return None
+    return options
+
+
+@functools.cache
+def mesh() -> jax.sharding.Mesh:
+    """Eight devices along `data`."""
+    return jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))
+
+
+def numpy(tree: Any) -> Any:
+    """A tree of NumPy arrays; random keys as their data."""
+
+    def leaf(x: Any) -> np.ndarray:
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x = jax.random.key_data(x)
+        return np.asarray(x)
+
+    return jax.tree.map(leaf, tree)
+
+
+def is_float(array: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(array), jnp.floating)
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    """Floats as `dtype`, integers as int32, booleans as they are."""
+
+    def leaf(x: Any) -> np.ndarray:
+        x = np.asarray(x)
+        if is_float(x):
+            return x.astype(dtype)
+        return x.astype(np.int32) if np.issubdtype(x.dtype, np.integer) else x
+
+    return jax.tree.map(leaf, tree)
+
+
+def contract(value: Any, examples: Any, per_example: bool) -> Any:
+    """A scalar that weighs every number of `value` differently, so that its gradient misses none."""
+    total: Any = 0.0
+    for leaf in jax.tree.leaves(value):
+        if not is_float(leaf):
+            continue
+        leaf = jnp.asarray(leaf)
+        inner = leaf.shape[1:] if per_example else leaf.shape
+        size = int(np.prod(inner))
+        pattern = (1.0 + 0.5 * np.cos(1.0 + np.arange(size))).reshape(inner)
+        weight = jnp.asarray(pattern, leaf.dtype)
+        if per_example:
+            weight = weight * examples.astype(leaf.dtype).reshape((-1,) + (1,) * len(inner))
+        total = total + jnp.sum(weight * leaf)
+    return total
+
+
+class Probe:
+    """One case. Executables are made on first use and kept: what is slow is compiling, not running."""
+
+    def __init__(self, case: Case):
+        self.case = case
+        self.is_weighting = isinstance(case, WeightingCase)
+        self._compiled: dict[Any, Any] = {}
+        self._drawn: dict[int, Arrays] = {}
+        self._bases: dict[int, Outcome] = {}
+        self.examples = 1.0 + 0.5 * np.sin(1.0 + np.arange(N))
+
+    # -- inputs
+
+    def _draw(self, seed: int) -> Arrays:
+        if seed in self._drawn:
+            return self._drawn[seed]
+        rng = np.random.default_rng(seed)
+        arrays = {name: np.asarray(array) for name, array in self.case.inputs(rng, N).items()}
+        mask = self.case.mask
+        if mask is not None and mask not in arrays:
+            keep = rng.random(N) > 0.3
+            keep[:2], keep[-2:] = True, [False, True]
+            arrays[mask] = keep
+        self._drawn[seed] = arrays
+        return arrays
+
+    def arrays(self, seed: int = 0, **changes: Any) -> Arrays:
+        """Inputs for a batch, float64; the same for the same seed."""
+        return {**{name: array.copy() for name, array in self._draw(seed).items()}, **changes}
+
+    @property
+    def batched(self) -> tuple[str, ...]:
+        """The arrays with the batch as leading axis, the mask included."""
+        return tuple(name for name in self._draw(0) if name not in self.case.fixed)
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The arrays with respect to which gradients are taken."""
+        if not self.is_weighting:
+            return (*self.case.differentiable, *self.case.stopped)
+        return tuple(n for n, a in self._draw(0).items() if is_float(a) and n != self.case.mask)
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """The arrays that have entries behind the mask."""
+        if self.case.mask is None:
+            return ()
+        if self.case.hidden is not None:
+            return self.case.hidden
+        return tuple(name for name in self.batched if name != self.case.mask)
+
+    # -- the function
+
+    def weighting(self, hyper: Mapping[str, Any] | None = None) -> Any:
+        make = self.case.call or self.case.function
+        return make(**(self.case.hyper if hyper is None else hyper))
+
+    def initial(self, hyper: Mapping[str, Any] | None = None) -> Any:
+        """The first state of a weighting; of a function, none."""
+        return self.weighting(hyper).init(jax.random.key(0)) if self.is_weighting else ()
+
+    def call(self, arrays: Mapping[str, Any], state: Any = (), hyper: Mapping[str, Any] | None = None) -> Any:
+        """Value and next state, in whatever mode of jax this is called."""
+        if self.is_weighting:
+            signals = dict(arrays)
+            return self.weighting(hyper).update(state, signals.pop("losses"), **signals)
+        function = self.case.call or self.case.function
+        return function(**arrays, **(self.case.hyper if hyper is None else hyper)), state
+
+    def value(self, arrays: Mapping[str, Any], **hyper: Any) -> Any:
+        """Eagerly: the value, or the weights of a first step; for invariants."""
+        merged = {**self.case.hyper, **hyper}
+        arrays = {name: jnp.asarray(array) for name, array in cast(dict(arrays), np.float32).items()}
+        return numpy(self.call(arrays, self.initial(merged), merged)[0])
+
+    @property
+    def per_example(self) -> bool:
+        return self.case.returns == "example"
+
+    def _evaluate(self, arrays: Any, state: Any, examples: Any) -> Any:
+        def loss(watched: Any) -> Any:
+            value, new = self.call({**arrays, **watched}, state)
+            return contract(value, examples, self.per_example), (value, new)
+
+        watched = {name: arrays[name] for name in self.watched if name in arrays}
+        if not watched:
+            total, (value, new) = loss({})
+            return value, total, {}, new
+        (total, (value, new)), grads = jax.value_and_grad(loss, has_aux=True)(watched)
+        return value, total, grads, new
+
+    def compile(self, key: Any, function: Any, *arguments: Any) -> Any:
+        """The executable of `function` at the shapes of these arguments, made once for each key."""
+        if key not in self._compiled:
+            lowered = jax.jit(function).lower(*arguments)
+            self._compiled[key] = lowered.compile(compiler_options=compiler_options())
+        return self._compiled[key]
+
+    def run(
+        self, arrays: Arrays, state: Any = None, *, dtype: Any = np.float32, examples: np.ndarray | None = None
+    ) -> Outcome:
+        """One jitted call on one device; the same executable for all inputs of one shape and dtype."""
+        arrays = cast(arrays, dtype)
+        state = self.initial() if state is None else state
+        examples = self.examples if examples is None else examples
+        size = len(examples)
+        key = ("run", np.dtype(dtype).name, size, tuple(sorted(arrays)))
+        arguments = (arrays, state, examples.astype(np.float32))
+        with jax.default_matmul_precision("highest"):
+            value, loss, grads, new = self.compile(key, self._evaluate, *arguments)(*arguments)
+        return Outcome(numpy(value), float(loss), numpy(grads), numpy(new) if self.is_weighting else ())
+
+    def base(self, seed: int = 0) -> Outcome:
+        """The outcome on the inputs of a seed, float32."""
+        if seed not in self._bases:
+            self._bases[seed] = self.run(self.arrays(seed))
+        return self._bases[seed]
+
+    def warm(self) -> Any:
+        """A state that has seen two batches; () for a function."""
+        state = self.initial()
+        if self.is_weighting:
+            for seed in (11, 12):
+                state = self.run(self.arrays(seed), state).state
+        return state
+
+    # -- float64, vmapped
+
+    def rows64(self, rows: list[Arrays]) -> list[Outcome]:
+        """A vmapped float64 call over several inputs at once."""
+        rows = [cast(row, np.float64) for row in rows]
+        stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+            function = jax.vmap(self._evaluate, in_axes=(0, None, None))
+            arguments = (stacked, self.initial(), self.examples)
+            value, loss, grads, _ = numpy(self.compile(("vmap", len(rows)), function, *arguments)(*arguments))
+        pick = [jax.tree.map(lambda leaf, i=i: leaf[i], (value, loss, grads)) for i in range(len(rows))]
+        return [Outcome(v, float(total), g, ()) for v, total, g in pick]
+
+    def scan64(self, sequences: list[list[Arrays]]) -> tuple[np.ndarray, Any]:
+        """Weights `[sequence, step, n]` and last states: a scan over steps in a vmap over sequences, in float64."""
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *[
+            jax.tree.map(lambda *leaves: np.stack(leaves), *[cast(step, np.float64) for step in steps])
+            for steps in sequences
+        ])  # fmt: skip
+        with jax.enable_x64(True):
+
+            def whole(steps: Any, state: Any) -> Any:
+                def body(state: Any, arrays: Any) -> Any:
+                    weights, state = self.call(arrays, state)
+                    return state, weights
+
+                state, weights = jax.lax.scan(body, state, steps)
+                return weights, state
+
+            arguments = (stacked, self.initial())
+            executable = self.compile("scan", jax.vmap(whole, in_axes=(0, None)), *arguments)
+            return numpy(executable(*arguments))
+
+    # -- eight devices
+
+    def placed(self, arrays: Arrays, dtype: Any = np.float32) -> dict[str, jax.Array]:
+        """The batch over eight devices, the rest on each of them."""
+        shardings = {
+            name: NamedSharding(mesh(), PartitionSpec() if name in self.case.fixed else PartitionSpec("data"))
+            for name in arrays
+        }
+        return {name: jax.device_put(array, shardings[name]) for name, array in cast(arrays, dtype).items()}
+
+    @contextlib.contextmanager
+    def on_mesh(self) -> Iterator[None]:
+        with jax.set_mesh(mesh()):
+            yield
+
+    def run_sharded(self, arrays: Arrays, state: Any) -> Outcome:
+        """The jitted call with the batch sharded over eight devices."""
+        with self.on_mesh(), jax.default_matmul_precision("highest"):
+            placed = self.placed(arrays)
+            everywhere = NamedSharding(mesh(), PartitionSpec())
+            state = jax.device_put(state, everywhere)
+            examples = jax.device_put(self.examples.astype(np.float32), NamedSharding(mesh(), PartitionSpec("data")))
+            arguments = (placed, state, examples)
+            value, loss, grads, new = self.compile("mesh", self._evaluate, *arguments)(*arguments)
+        return Outcome(numpy(value), float(loss), numpy(grads), numpy(new) if self.is_weighting else ())
+
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(self.case.function).parameters
+
+
+def difference(came: Any, wanted: Any, tolerance: float) -> str | None:
+    """What tells two trees apart, or None: entries may differ by `tolerance` of the leaf's largest number (or 0.01)."""
+    left, right = jax.tree.leaves(came), jax.tree.leaves(wanted)
+    if len(left) != len(right):
+        return f"{len(left)} arrays instead of {len(right)}"
+    for a, b in zip(left, right, strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        if a.shape != b.shape:
+            return f"shape {a.shape} instead of {b.shape}"
+        if a.dtype == bool or np.issubdtype(a.dtype, np.integer):
+            if not np.array_equal(a, b):
+                return f"{a.tolist()} instead of {b.tolist()}"
+            continue
+        a, b = a.astype(np.float64), b.astype(np.float64)
+        if np.array_equal(a, b):
+            continue
+        if not (np.isfinite(a).all() and np.isfinite(b).all()):
+            return f"not finite: {a.ravel()[:8]} and {b.ravel()[:8]}"
+        far = np.abs(a - b) - tolerance * np.max(np.abs(b), initial=0.01)
+        if (far > 0).any():
+            worst = np.unravel_index(np.argmax(far), far.shape)
+            return f"{a[worst]:.8g} instead of {b[worst]:.8g} at {tuple(map(int, worst))}"
+    return None
