@@ -65,6 +65,7 @@ def run_on_device(
     num_steps: int,
     eval_fn: EvalFn | None = None,
     eval_every: int | None = None,
+    stacked_arrays: bool = False,
     chunk_size: int | None = None,
     on_chunk: Callable[[Run], None] | None = None,
 ) -> Run:
@@ -79,12 +80,14 @@ def run_on_device(
     Args:
       step: from `make_step`, not jitted. The same function object is compiled once.
       state: donated. If it is stacked over seeds (its `step` has an axis), all seeds run side by side under `vmap`.
-      arrays: the data set: named arrays `[N, ...]` with one common first axis.
+      arrays: the data set: named arrays `[N, ...]` with one common first axis, for all seeds; or with
+        `stacked_arrays` a data set a seed, `[seeds, N, ...]`.
       key: from which the data order comes; a key a seed, or one key for all seeds.
       batch_size: examples a step, at most N.
       num_steps: the step to stop at, counted from step 0.
       eval_fn: `eval_fn(state)`, a pytree of arrays.
       eval_every: it is called after every step whose number this divides; needed where there is an `eval_fn`.
+      stacked_arrays: whether every seed of a stacked state has a data set of its own.
       chunk_size: steps between two calls of `on_chunk`; default all.
       on_chunk: gets the `Run` of each chunk; its state must be used or copied before it returns.
 
@@ -92,17 +95,27 @@ def run_on_device(
       The `Run` of all steps taken here.
 
     Raises:
-      ValueError: if the arrays differ in their first axis, the batch is larger than the data set, the state is already
-        past `num_steps` or there is nothing left to do, or one of `eval_fn` and `eval_every` is missing.
+      ValueError: if the arrays differ in their first axis (or two), the batch is larger than the data set, the state is
+        already past `num_steps` or there is nothing left to do, or one of `eval_fn` and `eval_every` is missing.
     """
     function = "train.run_on_device"
     arrays = {name: jnp.asarray(x) for name, x in arrays.items()}
-    sizes = {name: x.shape[:1] for name, x in arrays.items()}
-    if len(set(sizes.values())) != 1 or () in sizes.values():
-        _checks.fail(function, "arrays", f"of sizes {sizes}", "arrays with one common first axis")
-    (size,) = set(sizes.values()).pop()
-    _checks.number(function, "batch_size", batch_size, low=1, high=size, integer=True)
     stacked = jnp.ndim(state.step) == 1
+    if stacked_arrays and not stacked:
+        _checks.fail(function, "stacked_arrays", "True", "False for a state that is not stacked over seeds")
+    rank = 2 if stacked_arrays else 1
+    sizes = {name: x.shape[:rank] for name, x in arrays.items()}
+    if len(set(sizes.values())) != 1 or len(next(iter(sizes.values()))) != rank:
+        allowed = (
+            "arrays with common axes of seeds and examples" if stacked_arrays else "arrays with one common first axis"
+        )
+        _checks.fail(function, "arrays", f"of sizes {sizes}", allowed)
+    *copies, size = next(iter(sizes.values()))
+    if stacked_arrays and copies != [state.step.shape[0]]:
+        _checks.fail(
+            function, "arrays", f"of {copies[0]} seeds", f"arrays of {state.step.shape[0]} seeds, as the state"
+        )
+    _checks.number(function, "batch_size", batch_size, low=1, high=size, integer=True)
     start = int(state.step[0] if stacked else state.step)
     _checks.number(function, "num_steps", num_steps, low=start + 1, integer=True)
     length = num_steps - start if chunk_size is None else chunk_size
@@ -120,7 +133,7 @@ def run_on_device(
             function, "key", f"of shape {jnp.shape(key)}", "one key for a state that is not stacked over seeds"
         )
 
-    seeds = (0 if stacked else None, 0 if keys_stacked else None)
+    seeds = (0 if stacked else None, 0 if keys_stacked else None, 0 if stacked_arrays else None)
     time = 1 if stacked else 0
     chunks = []
     for begin in range(start, num_steps, length):
@@ -141,7 +154,7 @@ def run_on_device(
 def _chunk(
     step: Step,
     evaluation: tuple[EvalFn, int] | None,
-    seeds: tuple[int | None, int | None],
+    seeds: tuple[int | None, int | None, int | None],
     batch_size: int,
     length: int,
     state: TrainState,
@@ -155,10 +168,12 @@ def _chunk(
     The count is not static: a loop of known length may be unrolled, and then chunks of different sizes would round
     differently.
     """
-    size = jax.tree.leaves(arrays)[0].shape[0]
+    size = jax.tree.leaves(arrays)[0].shape[0 if seeds[2] is None else 1]
     per_epoch = size // batch_size
 
-    def one_run(state: TrainState, key: PRNGKeyArray) -> tuple[TrainState, dict[str, Array], Tree]:
+    def one_run(
+        state: TrainState, key: PRNGKeyArray, arrays: dict[str, Array]
+    ) -> tuple[TrainState, dict[str, Array], Tree]:
         def batch_at(order: Array, position: Array) -> dict[str, Array]:
             indices = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
             return {**{name: x[indices] for name, x in arrays.items()}, "indices": indices}
@@ -192,4 +207,4 @@ def _chunk(
         state, _, metrics, evals = jax.lax.fori_loop(0, count, body, (state, order, metrics, evals))
         return state, metrics, evals
 
-    return (one_run if seeds[0] is None else jax.vmap(one_run, in_axes=seeds))(state, key)
+    return (one_run if seeds[0] is None else jax.vmap(one_run, in_axes=seeds))(state, key, arrays)

@@ -77,6 +77,26 @@ def test_stacked_seeds_are_separate_runs(one_order):
         assert_close(jax.tree.map(lambda x, i=seed: x[i], stacked), alone, rtol=1e-4, atol=1e-5)
 
 
+def test_every_seed_may_have_its_own_data():
+    seeds, keys = jnp.arange(3), jax.random.split(jax.random.key(7), 3)
+    own = {name: jnp.stack([jnp.roll(x, seed, axis=0) * (seed < 2) for seed in range(3)]) for name, x in DATA.items()}
+    options = {"batch_size": BATCH, "num_steps": STEPS}
+    stacked = run_on_device(STEP, jax.vmap(start)(seeds), own, keys, stacked_arrays=True, **options)
+    for seed in seeds:
+        alone = run_on_device(STEP, start(seed), {name: x[seed] for name, x in own.items()}, keys[seed], **options)
+        assert_close(jax.tree.map(lambda x, i=seed: x[i], stacked), alone, rtol=1e-4, atol=1e-5)
+
+
+def test_stacked_data_must_fit_the_stacked_state():
+    options = {"batch_size": BATCH, "num_steps": STEPS, "stacked_arrays": True}
+    keys = jax.random.split(jax.random.key(7), 3)
+    own = {name: jnp.stack([x, x]) for name, x in DATA.items()}
+    with pytest.raises(ValueError, match="`arrays` is of 2 seeds"):
+        run_on_device(STEP, jax.vmap(start)(jnp.arange(3)), own, keys, **options)
+    with pytest.raises(ValueError, match="`stacked_arrays`"):
+        run_on_device(STEP, start(), own, keys[0], **options)
+
+
 def test_every_epoch_is_another_permutation():
     orders = [np.asarray(epoch_order(jax.random.key(0), epoch, 20)) for epoch in range(3)]
     assert all(sorted(order) == list(range(20)) for order in orders)
