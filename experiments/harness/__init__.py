@@ -11,19 +11,26 @@ An experiment module is a docstring whose first line is its question, and
 """
 
 from experiments.harness.claims import Claim, Interval, Verdict, judge, mean_interval
+from experiments.harness.classifier import ClassifierConfig, Outcome, Problem, Training
 from experiments.harness.command import Context, main
 from experiments.harness.config import Config
 from experiments.harness.results import Metric, Results
+from experiments.harness.seeds import train_seeds
 
 __all__ = [
     "Claim",
+    "ClassifierConfig",
     "Config",
     "Context",
     "Interval",
     "Metric",
+    "Outcome",
+    "Problem",
     "Results",
+    "Training",
     "Verdict",
     "judge",
     "main",
     "mean_interval",
+    "train_seeds",
 ]

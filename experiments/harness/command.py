@@ -11,7 +11,7 @@ from typing import TypeVar
 import jax
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from experiments.harness import config as configs
 from experiments.harness import figures, folder
@@ -28,22 +28,28 @@ class Context:
 
     Attributes:
       path: the folder of the run: metrics and checkpoints go there, and what stands there is gone on with.
+      tick: told after each piece of work what it belonged to and how many units it was.
       console: where the progress bar is shown.
     """
 
     path: pathlib.Path | None = None
+    tick: Callable[[str, int], None] = lambda description, units: None
     console: Console | None = None
 
     @contextlib.contextmanager
-    def bar(self, total: int) -> Iterator[Callable[[str], None]]:
-        """A progress bar of `total` pieces; what it yields is called after each piece, with what comes next."""
+    def bar(self, units: int) -> Iterator["Context"]:
+        """Inside the `with`, a context whose `tick` moves a progress bar of that many units."""
         if self.console is None:
-            yield lambda description: None
+            yield self
             return
-        columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (TextColumn("{task.description:<24}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task("", total=total)
-            yield lambda description: progress.update(task, advance=1, description=description)
+            task = progress.add_task("compiling", total=units)
+
+            def tick(description: str, units: int) -> None:
+                progress.update(task, advance=units, description=description)
+
+            yield dataclasses.replace(self, tick=tick)
 
 
 def main(
@@ -81,7 +87,7 @@ def main(
     start = time.perf_counter()
     if path is None:
         path = folder.create(options.out, experiment, chosen)
-    results = run(chosen, Context(path, console))
+    results = run(chosen, Context(path, console=console))
     if jax.process_index() == 0:
         results.save(path)
         figures.save(draw(results), path / f"{experiment}.png")

@@ -11,7 +11,9 @@ import tyro
 from experiments.harness import folder
 from reweight import _checks
 
-__all__ = ["Config", "Options", "parse"]
+__all__ = ["FUNCTION", "Config", "Options", "parse"]
+
+FUNCTION = "experiments.Config"  # what error messages call a config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +31,9 @@ class Config:
     """The names of all methods, in the order of the experiment's table."""
 
     def __post_init__(self) -> None:
-        function = type(self).__module__.replace("__main__", "experiments") + ".Config"
-        _checks.number(function, "seeds", self.seeds, low=1, integer=True)
+        _checks.number(FUNCTION, "seeds", self.seeds, low=1, integer=True)
         for name in self.methods:
-            _checks.choice(function, "methods", name, tuple(self.table))
+            _checks.choice(FUNCTION, "methods", name, tuple(self.table))
 
     @property
     def chosen(self) -> tuple[str, ...]:
