@@ -51,7 +51,8 @@ def init_state(
     """The state before the first step.
 
     Every array is copied, so that a step that donates its state neither deletes the caller's arrays nor meets the same
-    buffer twice. Under `vmap` over keys it makes the states of many seeds at once.
+    buffer twice, and none keeps JAX's weak type, which a checkpoint would lose and a resumed run then round differently
+    for. Under `vmap` over keys it makes the states of many seeds at once.
 
     Args:
       params: a pytree of float arrays.
@@ -74,4 +75,8 @@ def init_state(
         weighting_state=weighting.init(weighting_key),
         key=run_key,
     )
-    return jax.tree.map(jnp.copy, state)
+    return jax.tree.map(_strong_copy, state)
+
+
+def _strong_copy(x: Any) -> Array:
+    return jnp.array(x, dtype=jnp.result_type(x), copy=True)

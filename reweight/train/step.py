@@ -18,10 +18,10 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray
 
-from reweight import _checks, reduce
+from reweight import _checks, parallel, reduce
 from reweight.train.state import TrainState
 from reweight.weights import Weighting, effective_sample_size, uniform
 
@@ -273,12 +273,12 @@ def jit_step(step: Step, *, mesh: Mesh | None = None, state_shardings: Tree = No
         if state_shardings is not None:
             _checks.fail("train.jit_step", "mesh", "None", "a Mesh where `state_shardings` are given")
         return jax.jit(step, donate_argnums=0)
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    everywhere = parallel.replicated(mesh)
     state_shardings = everywhere if state_shardings is None else state_shardings
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(state_shardings, NamedSharding(mesh, PartitionSpec("data"))),
+        in_shardings=(state_shardings, parallel.batch_sharding(mesh)),
         out_shardings=(state_shardings, everywhere),
     )
 

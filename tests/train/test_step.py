@@ -1,15 +1,11 @@
-import functools
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from train_problem import CLASSES, accuracy, assert_close, batch, loss_fn, params
+from train_problem import accuracy, assert_close, batch, loss_fn, params
 
 from reweight import reduce, weights
-from reweight.train import LossOutput, init_state, jit_step, make_step, mean_over_count, token_reduction, whole_batch
+from reweight.train import init_state, make_step
 
 
 def running_mean(decay=0.9):
