@@ -55,7 +55,12 @@ def cross_entropy(
       ValueError: if the shape of the labels is neither that of class ids nor that of probabilities, or their dtype does
         not go with their shape.
     """
-    function = "losses.cross_entropy"
+    return _cross_entropy("losses.cross_entropy", logits, labels, class_mask)
+
+
+def _cross_entropy(
+    function: str, logits: Logits, labels: Labels | Float[Array, "*batch classes"], class_mask: ClassMask | None
+) -> Float[Array, "*batch"]:
     allowed = _allowed(function, logits, class_mask)
     shape = jnp.shape(logits)
     if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
@@ -108,7 +113,8 @@ def logit_adjusted_cross_entropy(
     counts = jnp.asarray(class_counts).astype(_checks.accumulation_dtype(class_counts))
     total = jnp.sum(counts)
     log_prior = jnp.log(counts / jnp.where(total > 0, total, 1) + 1e-9)
-    return cross_entropy(jnp.asarray(logits).astype(_checks.accumulation_dtype(logits)) + tau * log_prior, labels)
+    scores = jnp.asarray(logits).astype(_checks.accumulation_dtype(logits)) + tau * log_prior
+    return _cross_entropy(function, scores, labels, None)
 
 
 def focal_loss(
@@ -141,7 +147,7 @@ def focal_loss(
     function = "losses.focal_loss"
     _checks.array(function, "labels", labels, kind="integer")
     _checks.number(function, "gamma", gamma, low=0, open_high=True)
-    loss = cross_entropy(logits, labels, class_mask=class_mask)
+    loss = _cross_entropy(function, logits, labels, class_mask)
     missing = -jnp.expm1(-loss)
     positive = missing > 0
     # At p = 1 the power has no derivative for gamma < 1, and the loss is 0 with slope 0 for every gamma > 0.

@@ -226,6 +226,7 @@ def effective_sample_size(weights: Float[Array, "..."], *, mask: Mask | None = N
     References:
       Leslie Kish, *Survey Sampling*, 1965.
     """
+    keep(weights, mask, "weights.effective_sample_size", "weights")
     scaled = normalize(weights, mask=mask)
     squares = jnp.sum(scaled**2)
     return jnp.sum(scaled) ** 2 / jnp.where(squares > 0, squares, 1)
@@ -244,6 +245,7 @@ def max_weight_share(weights: Float[Array, "..."], *, mask: Mask | None = None) 
     Raises:
       ValueError: if the mask does not broadcast to the weights.
     """
+    keep(weights, mask, "weights.max_weight_share", "weights")
     scaled = normalize(weights, mask=mask)
     total = jnp.sum(scaled)
     return jnp.max(scaled, initial=0) / jnp.where(total > 0, total, 1)
@@ -262,6 +264,7 @@ def weight_entropy(weights: Float[Array, "..."], *, mask: Mask | None = None) ->
     Raises:
       ValueError: if the mask does not broadcast to the weights.
     """
+    keep(weights, mask, "weights.weight_entropy", "weights")
     scaled = normalize(weights, mask=mask)
     total = jnp.sum(scaled)
     share = scaled / jnp.where(total > 0, total, 1)

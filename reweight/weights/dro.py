@@ -261,7 +261,9 @@ def cvar_value(losses: Losses, *, alpha: float = 0.5, mask: Mask | None = None) 
     References:
       Those of `cvar_weights`.
     """
-    value, kept = _batch("weights.cvar_value", losses, mask)
+    function = "weights.cvar_value"
+    value, kept = _batch(function, losses, mask)
+    _checks.number(function, "alpha", alpha, low=0, high=1, open_low=True)
     weights = cvar_weights(value, alpha=alpha, mask=kept)
     return jnp.sum(weights * value) / jnp.maximum(_count(kept, value.dtype), 1)
 
@@ -359,7 +361,9 @@ def chi2_dro_value(losses: Losses, *, radius: float = 1.0, mask: Mask | None = N
     References:
       Those of `chi2_dro_weights`.
     """
-    value, kept = _batch("weights.chi2_dro_value", losses, mask)
+    function = "weights.chi2_dro_value"
+    value, kept = _batch(function, losses, mask)
+    _checks.number(function, "radius", radius, low=0)
     weights = chi2_dro_weights(value, radius=radius, mask=kept)
     return jnp.sum(weights * value) / jnp.maximum(_count(kept, value.dtype), 1)
 

@@ -36,7 +36,7 @@ class Case:
       couples: an example's value depends on the other examples. False promises that it does not, for `"example"`.
       ordered: the order of the examples means something, so that no permutation is tried.
       extremes: the largest and smallest values of an argument, where they are not ±1e4; empty: leave it as drawn.
-      empty: what comes back when all is masked.
+      empty: what comes back when all is masked: a number, or a function of the arrays.
       weights: the result is weights: non-negative and 0 where masked.
       mean: their mean over the unmasked examples; None where the method has another scale.
       reference: the formula once more, in NumPy: `reference(**arrays, **hyper)`, from float64 arrays.
@@ -65,7 +65,7 @@ class Case:
     couples: bool = False
     ordered: bool = False
     extremes: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
-    empty: float = 0.0
+    empty: float | Callable[..., Any] = 0.0
     weights: bool = False
     mean: float | None = 1.0
     reference: Callable[..., Any] | None = None

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from conformance.case import Arrays
-from conformance.probe import N, Outcome, Probe, cast, difference, is_float, mesh
-from jax.sharding import PartitionSpec
+from conformance.probe import N, Outcome, Probe, cast, difference, is_float
 
 from reweight import reduce
 
@@ -50,13 +49,11 @@ def finite(what: str, outcome: Outcome) -> Findings:
 
 
 def jit(probe: Probe) -> Findings:
-    """It runs under `jax.jit`, and a hyperparameter may be traced (a schedule, a vmap over hyperparameters)."""
+    """It runs under `jax.jit`, with hyperparameters that are numbers, and that are traced (schedules, vmap over them)."""
+    arrays = cast(probe.arrays(), np.float32)
+    jax.eval_shape(lambda arrays: probe.call(arrays, probe.initial()), arrays)
     probe.base()
-    hyper = probe.case.hyper
-    traced = {n: v for n, v in hyper.items() if isinstance(v, float) and n not in probe.case.static}
-    if traced:
-        arrays = cast(probe.arrays(), np.float32)
-        jax.eval_shape(lambda traced, arrays: probe.call(arrays, probe.initial(), {**hyper, **traced}), traced, arrays)
+    yield from ()
 
 
 def declared(probe: Probe) -> Findings:
@@ -95,6 +92,9 @@ def gradient_and_vmap(probe: Probe) -> Findings:
         return
     case, step = probe.case, 1e-5
     base, other = probe.arrays(0), probe.arrays(1)
+    if not base:
+        yield from compare("reference", probe.base().value, case.reference(**case.hyper), EXACT)
+        return
     rows = [base, other]
     directions = list(_directions(probe))
     for name, direction in directions:
@@ -108,7 +108,7 @@ def gradient_and_vmap(probe: Probe) -> Findings:
             wanted = case.reference(**arrays, **case.hyper)
             yield from compare(f"reference, draw {index}", outcomes[index].value, wanted, REFERENCE)
     for leaf in jax.tree.leaves(outcomes[0].value):
-        if is_float(leaf) and leaf.dtype != np.float64:
+        if any(map(is_float, base.values())) and is_float(leaf) and leaf.dtype != np.float64:
             yield f"from float64 comes {leaf.dtype}"
     for row, (name, direction) in enumerate(directions):
         plus, minus = outcomes[2 + 2 * row].loss, outcomes[3 + 2 * row].loss
@@ -136,7 +136,7 @@ def _scanned_weighting(probe: Probe) -> Findings:
         if case.reference is not None:
             wanted = np.stack(case.reference(steps, **case.hyper))
             yield from compare(f"reference, sequence {row}", weights[row], wanted, REFERENCE)
-    if weights.dtype != np.float64:
+    if not np.issubdtype(weights.dtype, np.floating) or np.finfo(weights.dtype).bits < 32:
         yield f"from float64 losses come {weights.dtype} weights"
 
 
@@ -263,10 +263,11 @@ def empty_mask(probe: Probe) -> Findings:
     for what, inputs in (("all masked", arrays), ("all masked, NaN behind it", dirty)):
         outcome = probe.run({**inputs, case.mask: np.zeros_like(arrays[case.mask])}, state)
         for leaf in jax.tree.leaves(outcome.value):
-            if is_float(leaf) and not np.all(leaf == case.empty):
-                yield f"{what}: the value is {np.ravel(leaf)[:4]}, not {case.empty}"
+            wanted = np.asarray(case.empty(**inputs) if callable(case.empty) else case.empty, np.float32)
+            if is_float(leaf) and not np.all(leaf == wanted):
+                yield f"{what}: the value is {np.ravel(leaf)[:4]}, not {wanted.ravel()[:4]}"
         for name, grad in outcome.grads.items():
-            if not np.all(grad == 0):
+            if (name in probe.hidden or not callable(case.empty)) and not np.all(grad == 0):
                 yield f"{what}: the gradient of {name} is not zero"
         if not _same(outcome.state, state if probe.is_weighting else ()):
             yield f"{what}: the state changes"
@@ -304,7 +305,9 @@ def independence(probe: Probe) -> Findings:
     arrays, others = probe.arrays(0), probe.arrays(1)
     mine = np.arange(N) % 2 == 0
     mixed = {
-        name: array if name in case.fixed else np.where(mine.reshape((-1,) + (1,) * (array.ndim - 1)), array, others[name])
+        name: array
+        if name in case.fixed
+        else np.where(mine.reshape((-1,) + (1,) * (array.ndim - 1)), array, others[name])
         for name, array in arrays.items()
     }
     came, wanted = probe.run(mixed), probe.base()
@@ -423,7 +426,9 @@ def state(probe: Probe) -> Findings:
         if not isinstance(leaf, jax.Array | np.ndarray):
             yield f"the state holds {type(leaf).__name__} {leaf!r}, not an array"
     ignored = {"a_signal_that_nobody_reads": np.zeros(N, np.float32)}
-    with_more = jax.eval_shape(lambda arrays: probe.call(arrays, first)[0], {**cast(probe.arrays(), np.float32), **ignored})
+    with_more = jax.eval_shape(
+        lambda arrays: probe.call(arrays, first)[0], {**cast(probe.arrays(), np.float32), **ignored}
+    )
     if with_more.shape != (N,):
         yield f"weights of {N} losses have shape {with_more.shape}"
 
@@ -440,10 +445,14 @@ def stop_gradient(probe: Probe) -> Findings:
 
 
 def sharded(probe: Probe) -> Findings:
-    """Eight devices give the numbers of one."""
+    """Eight devices give the numbers of one, in plain code under jit and in `over_axis` on the shards."""
+    if not probe.batched:
+        return
     state = probe.warm()
     wanted = probe.run(probe.arrays(), state)
-    yield from compare_outcomes("eight devices against one", probe.run_sharded(probe.arrays(), state), wanted, 5 * EXACT)
+    jitted, mapped = probe.run_sharded(probe.arrays(), state)
+    yield from compare_outcomes("eight devices against one", jitted, wanted, 5 * EXACT)
+    yield from compare_outcomes("over_axis on eight shards against one device", mapped, wanted, 5 * EXACT)
 
 
 def refused(probe: Probe, arrays: Arrays, hyper: Mapping[str, Any], accepted: tuple[str, ...], what: str) -> Findings:
@@ -481,7 +490,7 @@ def errors(probe: Probe) -> Findings:
     if len(batched) > 1:
         for name in batched:
             longer = np.concatenate([arrays[name], arrays[name][:1]])
-            names = (name,) if name == case.mask else tuple(batched)
+            names = (name,) if name == case.mask else probe.batched
             yield from refused(probe, {**arrays, name: longer}, hyper, names, f"{name} of {N + 1} examples among {N}")
     for name, array in arrays.items():
         if np.issubdtype(array.dtype, np.integer) and name not in case.free:

@@ -1,9 +1,7 @@
 """A case made to answer: its inputs, and the few executables from which all checks read their numbers."""
 
-import contextlib
 import functools
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from conformance.case import Arrays, Case, WeightingCase
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from reweight import parallel
 
 N = 16  # two examples a device
 DEVICES = 8
@@ -161,19 +161,29 @@ class Probe:
         function = self.case.call or self.case.function
         return function(**arrays, **(self.case.hyper if hyper is None else hyper)), state
 
-    def value(self, arrays: Mapping[str, Any], **hyper: Any) -> Any:
-        """Eagerly: the value, or the weights of a first step; for invariants."""
+    @property
+    def traced(self) -> dict[str, float]:
+        """The hyperparameters that are arguments of the executables of `run`, so that one serves all their values."""
+        hyper, static = self.case.hyper, self.case.static
+        return {name: value for name, value in hyper.items() if isinstance(value, float) and name not in static}
+
+    def value(self, arrays: Arrays, **hyper: Any) -> Any:
+        """The value, or the weights of a first step, in float32; for invariants."""
+        if set(hyper) <= set(self.traced):
+            return self.run(arrays, **hyper).value
         merged = {**self.case.hyper, **hyper}
-        arrays = {name: jnp.asarray(array) for name, array in cast(dict(arrays), np.float32).items()}
-        return numpy(self.call(arrays, self.initial(merged), merged)[0])
+        given = {name: jnp.asarray(array) for name, array in cast(arrays, np.float32).items()}
+        return numpy(self.call(given, self.initial(merged), merged)[0])
 
     @property
     def per_example(self) -> bool:
         return self.case.returns == "example"
 
-    def _evaluate(self, arrays: Any, state: Any, examples: Any) -> Any:
+    def _evaluate(self, arrays: Any, state: Any, examples: Any, call: Any = None) -> Any:
+        call = self.call if call is None else call
+
         def loss(watched: Any) -> Any:
-            value, new = self.call({**arrays, **watched}, state)
+            value, new = call({**arrays, **watched}, state)
             return contract(value, examples, self.per_example), (value, new)
 
         watched = {name: arrays[name] for name in self.watched if name in arrays}
@@ -190,18 +200,21 @@ class Probe:
             self._compiled[key] = lowered.compile(compiler_options=compiler_options())
         return self._compiled[key]
 
+    def _evaluate_with(self, arrays: Any, state: Any, examples: Any, traced: Any) -> Any:
+        hyper = {**self.case.hyper, **traced}
+        return self._evaluate(arrays, state, examples, lambda arrays, state: self.call(arrays, state, hyper))
+
     def run(
-        self, arrays: Arrays, state: Any = None, *, dtype: Any = np.float32, examples: np.ndarray | None = None
+        self, arrays: Arrays, state: Any = None, *, dtype: Any = np.float32, examples: Any = None, **hyper: float
     ) -> Outcome:
         """One jitted call on one device; the same executable for all inputs of one shape and dtype."""
         arrays = cast(arrays, dtype)
         state = self.initial() if state is None else state
-        examples = self.examples if examples is None else examples
-        size = len(examples)
-        key = ("run", np.dtype(dtype).name, size, tuple(sorted(arrays)))
-        arguments = (arrays, state, examples.astype(np.float32))
+        examples = (self.examples if examples is None else examples).astype(np.float32)
+        arguments = (arrays, state, examples, {**self.traced, **hyper})
+        key = ("run", np.dtype(dtype).name, len(examples), tuple(sorted(arrays)))
         with jax.default_matmul_precision("highest"):
-            value, loss, grads, new = self.compile(key, self._evaluate, *arguments)(*arguments)
+            value, loss, grads, new = self.compile(key, self._evaluate_with, *arguments)(*arguments)
         return Outcome(numpy(value), float(loss), numpy(grads), numpy(new) if self.is_weighting else ())
 
     def base(self, seed: int = 0) -> Outcome:
@@ -253,32 +266,44 @@ class Probe:
 
     # -- eight devices
 
-    def placed(self, arrays: Arrays, dtype: Any = np.float32) -> dict[str, jax.Array]:
-        """The batch over eight devices, the rest on each of them."""
-        shardings = {
-            name: NamedSharding(mesh(), PartitionSpec() if name in self.case.fixed else PartitionSpec("data"))
-            for name in arrays
-        }
-        return {name: jax.device_put(array, shardings[name]) for name, array in cast(arrays, dtype).items()}
+    def _mapped(self, arrays: Any, state: Any) -> Any:
+        """The call as code on shards writes it: `over_axis` inside of `shard_map`."""
+        batched = dict.fromkeys(self.batched, True) | dict.fromkeys(self.case.fixed, False)
+        specs = {name: PartitionSpec("data") if batched[name] else PartitionSpec() for name in arrays}
+        out = PartitionSpec("data") if self.per_example else PartitionSpec()
 
-    @contextlib.contextmanager
-    def on_mesh(self) -> Iterator[None]:
-        with jax.set_mesh(mesh()):
-            yield
+        def on_shard(arrays: Any, state: Any) -> Any:
+            if self.is_weighting:
+                signals = dict(arrays)
+                flags = {name: batched[name] for name in signals if name != "losses"}
+                weighting = parallel.over_axis_weighting(self.weighting(), "data", batched_in=flags)
+                return weighting.update(state, signals.pop("losses"), **signals)
+            flags = {name: batched[name] for name in arrays}
+            whole = parallel.over_axis(
+                lambda **given: self.call(given)[0], "data", batched_in=flags, batched_out=self.per_example
+            )
+            return whole(**arrays), state
 
-    def run_sharded(self, arrays: Arrays, state: Any) -> Outcome:
-        """The jitted call with the batch sharded over eight devices."""
-        with self.on_mesh(), jax.default_matmul_precision("highest"):
-            placed = self.placed(arrays)
-            everywhere = NamedSharding(mesh(), PartitionSpec())
-            state = jax.device_put(state, everywhere)
-            examples = jax.device_put(self.examples.astype(np.float32), NamedSharding(mesh(), PartitionSpec("data")))
-            arguments = (placed, state, examples)
-            value, loss, grads, new = self.compile("mesh", self._evaluate, *arguments)(*arguments)
-        return Outcome(numpy(value), float(loss), numpy(grads), numpy(new) if self.is_weighting else ())
+        specs_out = (out, PartitionSpec())
+        mapped = jax.shard_map(on_shard, mesh=mesh(), in_specs=(specs, PartitionSpec()), out_specs=specs_out)
+        return mapped(arrays, state)
 
-    def parameters(self) -> Mapping[str, inspect.Parameter]:
-        return inspect.signature(self.case.function).parameters
+    def run_sharded(self, arrays: Arrays, state: Any) -> tuple[Outcome, Outcome]:
+        """With the batch sharded over eight devices: the jitted call, and `over_axis` in `shard_map`; one executable."""
+
+        def both(arrays: Any, state: Any, examples: Any) -> Any:
+            return self._evaluate(arrays, state, examples), self._evaluate(arrays, state, examples, self._mapped)
+
+        with jax.set_mesh(mesh()), jax.default_matmul_precision("highest"):
+            batch, everywhere = (NamedSharding(mesh(), spec) for spec in (PartitionSpec("data"), PartitionSpec()))
+            placed = {
+                name: jax.device_put(array, everywhere if name in self.case.fixed else batch)
+                for name, array in cast(arrays, np.float32).items()
+            }
+            examples = jax.device_put(self.examples.astype(np.float32), batch)
+            arguments = (placed, jax.device_put(state, everywhere), examples)
+            outcomes = numpy(self.compile("mesh", both, *arguments)(*arguments))
+        return tuple(Outcome(v, float(l), g, n if self.is_weighting else ()) for v, l, g, n in outcomes)
 
 
 def difference(came: Any, wanted: Any, tolerance: float) -> str | None:
