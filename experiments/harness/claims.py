@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from reweight import _checks
 
@@ -89,7 +89,7 @@ def mean_interval(values: np.ndarray, *, confidence: float = 0.95) -> Interval:
     mean, n = float(values.mean()), values.size
     if n == 1:
         return Interval(mean, math.nan, math.nan)
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
+    half = float(special.stdtrit(n - 1, (1 + confidence) / 2) * values.std(ddof=1) / math.sqrt(n))
     return Interval(mean, mean - half, mean + half)
 
 

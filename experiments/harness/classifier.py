@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from experiments.harness import config as configs
@@ -137,7 +138,7 @@ class Problem:
         self.info = data.stream(self._data(0), "train").info
         if not self.info.num_classes:
             _checks.fail(configs.FUNCTION, "data", repr(config.data), "a set with classes")
-        self._model = models.functional(self._build(jax.random.key(0)))
+        self._apply = models.functional(nnx.eval_shape(lambda: self._build(jax.random.key(0)))).apply
 
     def _data(self, seed: int) -> data.DataConfig:
         return data.DataConfig(self.config.data, seed=seed, **self._variant)
@@ -145,20 +146,33 @@ class Problem:
     def _build(self, key: PRNGKeyArray) -> Any:
         return models.build(self.config.model, self.info.input_shape, self.info.num_classes, key=key, **self._options)
 
-    def _state(self, training: Training, key: PRNGKeyArray) -> TrainState:
-        model_key, run_key = jax.random.split(key)
-        model = models.functional(self._build(model_key))
-        return init_state(model.params, model.extra, training.optimizer, training.weighting, run_key)
+    @functools.cached_property
+    def initial(self) -> tuple[Tree, Tree]:
+        """Parameters and extra state from which the seeds start, the same for all methods, `[seeds, ...]`."""
 
-    def initial_params(self, seed: int) -> Tree:
-        """The parameters that a seed starts from, the same ones for every method."""
-        model_key, _ = jax.random.split(_keys(seed)[0])
-        return models.functional(self._build(model_key)).params
+        def one(seed: Int[Array, ""]) -> tuple[Tree, Tree]:
+            model = models.functional(self._build(_keys(seed).model))
+            return model.params, model.extra
+
+        return jax.jit(jax.vmap(one))(jnp.arange(self.config.seeds))
+
+    @functools.cached_property
+    def _hits(self) -> Callable[[Tree, Tree, Mapping[str, Array]], Float[Array, "2 classes"]]:
+        """Of each class, how many examples of a batch are classified rightly and how many there are; compiled."""
+
+        def hits(params: Tree, extra: Tree, batch: Mapping[str, Array]) -> Float[Array, "2 classes"]:
+            logits, _ = self._apply(params, extra, batch["inputs"])
+            labels, keep = batch["labels"], batch.get("mask")
+            ones = jnp.ones(labels.shape) if keep is None else jnp.asarray(keep, jnp.float32)
+            right = ones * (jnp.argmax(logits, axis=-1) == labels)
+            return jnp.stack([jax.ops.segment_sum(x, labels, self.info.num_classes) for x in (right, ones)])
+
+        return jax.jit(jax.vmap(hits, (0, 0, None)) if self.config.on_device else hits)
 
     def _step(self, training: Training) -> Any:
         def loss_fn(params: Tree, extra: Tree, batch: Mapping[str, Array], key: PRNGKeyArray) -> LossOutput:
             mask = batch.get("mask")
-            logits, extra = self._model.apply(params, extra, batch["inputs"], train=True, key=key, mask=mask)
+            logits, extra = self._apply(params, extra, batch["inputs"], train=True, key=key, mask=mask)
             return LossOutput(training.loss(logits, batch["labels"]), {"logits": logits}, extra)
 
         step = make_step(loss_fn, training.optimizer, weighting=training.weighting)
@@ -171,14 +185,6 @@ class Problem:
             return new, metrics | dict(measure(state.params, new.params))
 
         return measured
-
-    def _hits(self, state: TrainState, batch: Mapping[str, Array]) -> Float[Array, "2 classes"]:
-        """Of each class, how many examples are classified rightly and how many there are."""
-        logits, _ = self._model.apply(state.params, state.extra, batch["inputs"])
-        labels, keep = batch["labels"], batch.get("mask")
-        ones = jnp.ones(labels.shape) if keep is None else jnp.asarray(keep, jnp.float32)
-        right = jnp.stack([ones * (jnp.argmax(logits, axis=-1) == labels), ones])
-        return jax.vmap(lambda x: jax.ops.segment_sum(x, labels, self.info.num_classes))(right)
 
     def train(self, method: str, training: Training) -> Outcome:
         """Trains a method over all seeds, or goes on where the run was interrupted."""
@@ -201,28 +207,30 @@ class Problem:
 
     def _at_once(self, method: str, training: Training) -> Outcome:
         config = self.config
-        keys, orders = jax.vmap(_keys)(jnp.arange(config.seeds))
-        state = jax.jit(jax.vmap(functools.partial(self._state, training)))(keys)
+        keys = jax.vmap(_keys)(jnp.arange(config.seeds))
+        start = functools.partial(init_state, optimizer=training.optimizer, weighting=training.weighting)
+        state = jax.jit(jax.vmap(lambda params, extra, key: start(params, extra, key=key)))(*self.initial, keys.run)
         state, metrics = train_seeds(
             method,
             self._step(training),
             state,
             self._arrays,
-            orders,
+            keys.order,
             batch_size=config.batch_size,
             num_steps=config.steps,
             context=self.context,
             stacked_arrays=True,
             every=self.every,
         )
-        right, count = np.moveaxis(np.asarray(jax.jit(jax.vmap(self._hits, (0, None)))(state, self._test)), 1, 0)
+        right, count = np.moveaxis(np.asarray(self._hits(state.params, state.extra, self._test)), 1, 0)
         kept = _recorded(config.steps, self.every)
         return Outcome(right / count, {name: x[:, kept - 1] for name, x in metrics.items()}, kept)
 
     def _alone(self, method: str, training: Training, seed: int) -> Outcome:
         config, context = self.config, self.context
         mesh = parallel.make_mesh(config.mesh)
-        key, _ = _keys(seed)
+        params, extra = jax.tree.map(lambda x: x[seed], self.initial)
+        state = init_state(params, extra, training.optimizer, training.weighting, _keys(seed).run)
         name = f"{method}-{seed}"
         path = context.path
         if path is None:
@@ -234,7 +242,7 @@ class Problem:
         with Checkpointer(path / "checkpoints" / name, keep_last=2) as checkpointer:
             done = fit(
                 step,
-                self._state(training, key),
+                state,
                 iter(batches),
                 num_steps=config.steps,
                 mesh=mesh,
@@ -246,10 +254,9 @@ class Problem:
         if done.preempted:
             raise SystemExit(f"interrupted; go on with --resume {path}")
         context.tick(name, config.steps)
-        hits = jax.jit(self._hits)
         total = np.zeros((2, self.info.num_classes))
         for batch in self._test_batches(mesh):
-            total += np.asarray(hits(done.state, parallel.shard_batch(batch, mesh)))
+            total += np.asarray(self._hits(done.state.params, done.state.extra, parallel.shard_batch(batch, mesh)))
         right, count = total
         records = [json.loads(line) for line in jsonl.read_text(encoding="utf-8").splitlines()]
         metrics = {
@@ -266,10 +273,16 @@ class Problem:
         )
 
 
-def _keys(seed: Int[Array, ""] | int) -> tuple[PRNGKeyArray, PRNGKeyArray]:
-    """A seed's keys: of its state, and of its data order."""
-    state, order = jax.random.split(jax.random.key(seed))
-    return state, order
+class _Keys(NamedTuple):
+    """A seed's keys: of the initial parameters, of the run, and of the order of the data."""
+
+    model: PRNGKeyArray
+    run: PRNGKeyArray
+    order: PRNGKeyArray
+
+
+def _keys(seed: Int[Array, ""] | int) -> _Keys:
+    return _Keys(*jax.random.split(jax.random.key(seed), 3))
 
 
 def _recorded(steps: int, every: int) -> np.ndarray:

@@ -28,7 +28,7 @@ def train_seeds(
     context: Context,
     stacked_arrays: bool = False,
     every: int = 10,
-    chunks: int = 4,
+    chunks: int = 2,
 ) -> tuple[TrainState, dict[str, np.ndarray]]:
     """`run_on_device` for stacked seeds, gone on with from where the run in `context.path` was interrupted.
 
