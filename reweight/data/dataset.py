@@ -98,6 +98,9 @@ class Stream:
         values = self._records.labels
         self._rows = np.arange(len(values))
         if train and config.long_tail > 1:
+            if not np.bincount(values, minlength=classes).all():
+                allowed = f"1 for {config.name!r}, which has a class without examples"
+                _checks.fail("data.DataConfig", "long_tail", repr(config.long_tail), allowed)
             self._rows = variants.long_tail_rows(values, classes, config.long_tail, config.seed)
         clean = given = values[self._rows]
         self._attribute: np.ndarray | None = None

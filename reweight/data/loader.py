@@ -5,6 +5,7 @@ from typing import Literal, get_args
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from reweight import _checks
 from reweight.data.dataset import Source
@@ -52,7 +53,8 @@ def make_loader(
     `parallel.shard_batch` puts together. Every epoch has its own order.
 
     The iterator's `get_state()` is a small dict of numbers, the same on every process, and JSON takes it. After
-    `set_state(state)` the batches are those that would have come, also on another number of processes or threads.
+    `set_state(state)` on an iterator of a loader with the same source, seed and batch size the batches are those that
+    would have come, also on another number of processes and threads (of `num_workers`: on the same number).
 
         loader = data.make_loader(data.load("digits", "train"), batch_size=128, seed=0, epochs=10)
         iterator = iter(loader)
@@ -104,5 +106,8 @@ def make_loader(
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
     loader = batches.to_iter_dataset(options)
     if num_workers:
+        # Grain's workers read absl flags, which a program without absl's own main function never parses.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
         loader = loader.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
     return loader

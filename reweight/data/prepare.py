@@ -16,15 +16,13 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterator
-from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from reweight import _checks
 from reweight.data.builders import ScikitLearn
 from reweight.data.config import EMBEDDED, TFDS_PREFIX, DataConfig
+from reweight.data.tensorflow_free import download_and_prepare
 
 __all__ = ["cache_dir", "prepare"]
 
@@ -50,6 +48,7 @@ def prepare(config: DataConfig) -> tfds.core.DatasetBuilder:
 
     Raises:
       ValueError: if TFDS does not know the name.
+      ImportError: if TFDS can't prepare the set without a package that is not installed.
       OSError: if the cache folder can't be written, or a download fails.
     """
     root = cache_dir(config)
@@ -86,7 +85,7 @@ def _prepare_tfds(name: str, root: pathlib.Path) -> tfds.core.DatasetBuilder:
         with _lock(root, name):
             builder = _tfds_builder(name, root)
             if not builder.is_prepared():
-                _without_tensorflow(builder).download_and_prepare()
+                download_and_prepare(builder)
                 builder = _tfds_builder(name, root)
     return builder
 
@@ -97,30 +96,6 @@ def _tfds_builder(name: str, root: pathlib.Path) -> tfds.core.DatasetBuilder:
     except tfds.core.DatasetNotFoundError as error:
         message = str(error).strip().splitlines()[0]
         _checks.fail("data.DataConfig", "name", repr(TFDS_PREFIX + name), f"a set that TFDS knows ({message})")
-
-
-def _without_tensorflow(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
-    """Lets a builder write images without TensorFlow, which TFDS calls to encode arrays, but not PIL images, as PNG."""
-    generators = builder._split_generators
-
-    def split_generators(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        features = builder.info.features
-        return {
-            split: ((key, _pil_images(features, example)) for key, example in examples)
-            for split, examples in generators(*args, **kwargs).items()
-        }
-
-    builder._split_generators = split_generators
-    return builder
-
-
-def _pil_images(feature: Any, value: Any) -> Any:
-    if isinstance(feature, tfds.features.FeaturesDict):
-        return {key: _pil_images(feature[key], part) for key, part in value.items()}
-    lossless = isinstance(feature, tfds.features.Image) and feature.encoding_format in (None, "png")
-    if lossless and isinstance(value, np.ndarray) and value.dtype == np.uint8:
-        return Image.fromarray(value[..., 0] if value.shape[-1] == 1 else value)
-    return value
 
 
 @contextlib.contextmanager

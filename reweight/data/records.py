@@ -43,6 +43,7 @@ class Records:
         self._builder = prepare(config)
         self._split_field = "train_split" if train else "test_split"
         self._split: str = getattr(config, self._split_field)
+        self._check_split()
         self._input, self._label = self._supervised()
         self._skip = _image_decoders(self._builder.info.features)
         self.input_shape = self._check_inputs()
@@ -113,16 +114,17 @@ class Records:
         return self._open(None)
 
     def _open(self, decoders: Any) -> Any:
+        return self._builder.as_data_source(split=self._split, decoders=decoders)
+
+    def _check_split(self) -> None:
+        splits = self._builder.info.splits
         try:
-            return self._builder.as_data_source(split=self._split, decoders=decoders)
-        except (ValueError, KeyError) as error:
-            known = ", ".join(self._builder.info.splits)
-            allowed = (
-                f"a split of {self._config.name!r} ({known}), or a part such as {next(iter(known.split(',')))}[:80%]"
-            )
-            if "split" in str(error).lower():
-                _checks.fail(CONFIG, self._split_field, repr(self._split), allowed)
-            raise
+            size = splits[self._split].num_examples
+        except (KeyError, ValueError, AssertionError):
+            size = 0
+        if not size:
+            allowed = f"a split of {self._config.name!r} ({', '.join(splits)}), or a part of one, such as train[:80%]"
+            _checks.fail(CONFIG, self._split_field, repr(self._split), allowed)
 
     def _examples(self, source: Any, rows: Sequence[int]) -> list[Any]:
         try:
