@@ -250,7 +250,7 @@ def test_vmap_is_the_loop():
 
 
 def test_a_sharded_batch_has_the_same_mean():
-    mesh = jax.make_mesh((8,), ("data",))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.NamedSharding(mesh, jax.P("data"))
     rng = np.random.default_rng(15)
     x, w = rng.normal(size=(16, 3)).astype(np.float32), rng.exponential(size=(16, 3)).astype(np.float32)
