@@ -138,12 +138,13 @@ def initialize(
                 f"Give {GIVEN}, or num_processes=1 if it is to run on its own."
             ) from error
     elif _has_tpu():
-        # Whether a TPU is part of a pod stands in the metadata of its virtual machine, which JAX asks. It says that
-        # there is no pod by a ValueError, before it connects to anything.
+        # Whether a TPU is part of a pod stands in the metadata of its virtual machine, which JAX asks. Where there is
+        # no pod JAX knows of no address to connect to.
         try:
             jax.distributed.initialize(initialization_timeout=timeout)
-        except ValueError:
-            return
+        except ValueError as error:
+            if "coordinator_address should be defined" not in str(error):
+                raise
 
 
 def is_main_process() -> bool:
@@ -174,7 +175,9 @@ def process_slice(n: int, mesh: Mesh | None = None, *, axis: str | Sequence[str]
             rows = batch[process_slice(n, mesh)]
             batch = shard_batch({"image": images[rows], "label": labels[rows]}, mesh)
 
-    Hosts that hold the same rows (because they share a copy of the model) read the same slice.
+    Hosts that hold the same rows (because they share a copy of the model) read the same slice. Where the devices of
+    hosts alternate along the mesh axis, the rows of a batch stand in another order in the global array, in all its
+    arrays alike.
 
     Args:
       n: rows of the global batch, a multiple of the number of shards (without a mesh: of the number of hosts).

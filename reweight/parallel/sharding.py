@@ -62,9 +62,10 @@ def batch_sharding(mesh: Mesh, axis: str | Sequence[str] = "data") -> NamedShard
 
 def shards_by_process(mesh: Mesh, axis: str | Sequence[str]) -> dict[int, tuple[int, ...]]:
     """For each process, which shards of a batch its devices hold: processes hold the same ones, or none in common."""
+    sharding = batch_sharding(mesh, axis)
     shards = math.prod(mesh.shape[name] for name in _axes(axis))
     held: dict[int, set[int]] = {}
-    indices: Mapping[Any, Any] = batch_sharding(mesh, axis).devices_indices_map((shards,))
+    indices: Mapping[Any, Any] = sharding.devices_indices_map((shards,))
     for device, (rows,) in indices.items():
         held.setdefault(device.process_index, set()).add(rows.start or 0)
     different = {frozenset(rows) for rows in held.values()}
