@@ -240,7 +240,7 @@ def make_step(
         grads, out = (whole if microbatches == 1 else accumulated)(state, batch, keys)
         measured = {name: reduce.finish(parts) for name, parts in out.parts.items()}
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=measured["loss"])
-        measured["grad_norm"] = optax.tree.norm(grads)
+        measured["grad_norm"] = optax.tree.norm(jax.tree.map(lambda g: g.astype(_checks.accumulation_dtype(g)), grads))
         measured["effective_sample_size"] = effective_sample_size(out.weights, mask=out.mask)
         new = state.replace(
             step=state.step + 1,
