@@ -5,7 +5,6 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
-from numpy.typing import DTypeLike
 
 from reweight import _checks
 
@@ -21,27 +20,27 @@ he_normal = nnx.initializers.he_normal()
 MOMENTUM = 0.9
 
 
-def make_norm(norm: Norm, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> NormLayer:
-    """A normalisation layer by name; its parameters and statistics are float32."""
+def make_norm(norm: Norm, features: int, *, rngs: nnx.Rngs) -> NormLayer:
+    """A normalisation layer by name; it computes in float32 whatever comes in."""
     if norm == "batch":
-        return nnx.BatchNorm(features, momentum=MOMENTUM, dtype=jnp.dtype(dtype), rngs=rngs)
-    return nnx.LayerNorm(features, dtype=jnp.dtype(dtype), rngs=rngs)
+        return nnx.BatchNorm(features, momentum=MOMENTUM, dtype=jnp.float32, rngs=rngs)
+    return nnx.LayerNorm(features, dtype=jnp.float32, rngs=rngs)
 
 
 def apply_norm(
     layer: NormLayer | None, inputs: Float[Array, "batch ..."], train: bool, mask: Bool[Array, " batch"] | None
 ) -> Float[Array, "batch ..."]:
-    """Normalises `inputs`; batch statistics are over the examples that the mask keeps, running ones outside training.
+    """Normalises `inputs`, in their dtype; with no layer they come back unchanged.
 
-    With no layer the inputs come back unchanged.
+    Batch statistics are over the examples that the mask keeps. Outside training the running ones take their place.
     """
     if layer is None:
         return inputs
     if isinstance(layer, nnx.LayerNorm):
-        return layer(inputs)
+        return layer(inputs).astype(inputs.dtype)
     if mask is not None:
         mask = jnp.reshape(mask, mask.shape + (1,) * (inputs.ndim - 1))
-    return layer(inputs, use_running_average=not train, mask=mask)
+    return layer(inputs, use_running_average=not train, mask=mask).astype(inputs.dtype)
 
 
 def apply_dropout(

@@ -46,7 +46,7 @@ class MLP(nnx.Module):
             nnx.Linear(a, b, use_bias=norm is None, kernel_init=he_normal, dtype=self.dtype, rngs=rngs)
             for a, b in itertools.pairwise(sizes)
         )
-        self.norms = nnx.List(make_norm(norm, width, dtype=self.dtype, rngs=rngs) for width in widths if norm)
+        self.norms = nnx.List(make_norm(norm, width, rngs=rngs) for width in widths if norm)
         self.dropout = nnx.Dropout(dropout)
         self.head = output_layer(sizes[-1], num_classes, rngs=rngs)
 
@@ -100,7 +100,7 @@ class ConvNet(nnx.Module):
             nnx.Conv(a, b, (3, 3), use_bias=norm is None, kernel_init=he_normal, dtype=self.dtype, rngs=rngs)
             for a, b in itertools.pairwise(channels)
         )
-        self.norms = nnx.List(make_norm(norm, width, dtype=self.dtype, rngs=rngs) for width in widths if norm)
+        self.norms = nnx.List(make_norm(norm, width, rngs=rngs) for width in widths if norm)
         self.dropout = nnx.Dropout(dropout)
         self.head = output_layer(channels[-1], num_classes, rngs=rngs)
 

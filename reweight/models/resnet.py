@@ -42,13 +42,13 @@ class BasicBlock(nnx.Module):
 
     def __init__(self, channels: int, features: int, stride: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.conv1 = _conv(channels, features, 3, stride, dtype, rngs)
-        self.norm1 = make_norm("batch", features, dtype=dtype, rngs=rngs)
+        self.norm1 = make_norm("batch", features, rngs=rngs)
         self.conv2 = _conv(features, features, 3, 1, dtype, rngs)
-        self.norm2 = make_norm("batch", features, dtype=dtype, rngs=rngs)
+        self.norm2 = make_norm("batch", features, rngs=rngs)
         self.projects = stride != 1 or channels != features
         if self.projects:
             self.projection = _conv(channels, features, 1, stride, dtype, rngs)
-            self.projection_norm = make_norm("batch", features, dtype=dtype, rngs=rngs)
+            self.projection_norm = make_norm("batch", features, rngs=rngs)
 
     def __call__(
         self, inputs: Float[Array, "batch height width channels"], train: bool, mask: Bool[Array, " batch"] | None
@@ -93,7 +93,7 @@ class ResNet18(nnx.Module):
         channels = STAGES[0][0]
         size, stride = (7, 2) if self.imagenet else (3, 1)
         self.stem = _conv(self.input_shape[-1], channels, size, stride, dtype, rngs)
-        self.stem_norm = make_norm("batch", channels, dtype=dtype, rngs=rngs)
+        self.stem_norm = make_norm("batch", channels, rngs=rngs)
         blocks = []
         for features, first in STAGES:
             for block_stride in (first, 1):

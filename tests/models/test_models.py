@@ -7,7 +7,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from reweight import models
+from reweight import models, optim
 
 KEY = jax.random.key(0)
 SMALL = [
@@ -90,6 +90,15 @@ def test_resnet18_halves_the_resolution_as_often_as_its_stem_says(stem, side):
     assert jax.eval_shape(logits, KEY, jnp.zeros((2, side, side, 3))).shape == (2, 10)
 
 
+def test_the_default_layout_of_the_optimizers_projects_kernels_and_nothing_else():
+    params = jax.eval_shape(lambda key: small("resnet18", (8, 8, 3), {}, key)[0], KEY)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        layout = optim.default_layout(path, leaf)
+        assert layout.project == (path[-1].key == "kernel")
+        if layout.project:
+            assert layout.reduce_axes == tuple(range(leaf.ndim - 1))
+
+
 def test_initial_parameters_depend_on_the_key_alone():
     one, again, other = (small("mlp", (6,), {}, jax.random.key(seed))[0] for seed in (1, 1, 2))
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one, again)))
@@ -144,8 +153,7 @@ def test_training_moves_the_running_statistics_towards_the_batch_and_evaluation_
     evaluated, same = apply(params, moved, inputs)
     assert same is moved
     assert not np.allclose(trained, evaluated)
-    for _ in range(200):
-        moved = apply(params, moved, inputs, train=True)[1]
+    moved = jax.lax.fori_loop(0, 200, lambda _, extra: apply(params, extra, inputs, train=True)[1], moved)
     np.testing.assert_allclose(apply(params, moved, inputs)[0], trained, atol=1e-4)
 
 
@@ -167,8 +175,9 @@ def test_masked_examples_change_neither_logits_nor_statistics_nor_gradients(name
         kept = logits if mask is None else jnp.where(mask[:, None] != 0, logits, 0)
         return jnp.sum(jnp.sin(kept)), moved
 
-    kept = jax.value_and_grad(total, has_aux=True)(params, inputs[jnp.array([0, 1, 3])], None)
-    masked = jax.value_and_grad(total, has_aux=True)(params, inputs.at[2].set(1e4), mask)
+    value_and_grad = jax.jit(jax.value_and_grad(total, has_aux=True))
+    kept = value_and_grad(params, inputs[jnp.array([0, 1, 3])], None)
+    masked = value_and_grad(params, inputs.at[2].set(1e4), mask)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), masked, kept)
 
 
@@ -202,6 +211,15 @@ def test_bfloat16_is_the_dtype_of_the_computation_only(name, shape, options):
     np.testing.assert_allclose(logits, expected, atol=0.1)
     assert not np.array_equal(logits, expected)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.05), moved, statistics)
+
+
+def test_running_statistics_are_not_rounded_to_bfloat16():
+    params, extra, apply = small("mlp", (2,), {"widths": (2,), "norm": "batch", "dtype": "bfloat16"})
+    params["layers"]["0"]["kernel"] = jnp.eye(2)
+    params["head"]["kernel"] = jnp.ones((2, 3))
+    extra["norms"]["0"]["mean"] = jnp.array([0.999, 0.999])  # rounds to 1 in bfloat16
+    logits, _ = apply(params, extra, jnp.ones((1, 2)))
+    np.testing.assert_allclose(logits, 0.002, rtol=0.01)
 
 
 def test_dropout_is_drawn_from_the_key_in_training_only():
