@@ -162,7 +162,7 @@ class Stream:
 
 def _refuse_class_variants(config: DataConfig) -> None:
     """Raises for a variant that needs classes, of a set that has none."""
-    plain = DataConfig(config.name) if not config.name.startswith("tfds:") else DataConfig()
+    plain = DataConfig()
     for field in ("long_tail", "label_noise", "spurious"):
         if getattr(config, field) != getattr(plain, field):
             allowed = f"{getattr(plain, field)!r} for {config.name!r}, a regression set"

@@ -98,8 +98,9 @@ class Records:
         """The shape of the inputs, after the checks of what can be read at all."""
         feature, size = _find(self._builder.info.features, self._input), self._config.image_size
         shape = feature.shape
-        if feature.np_dtype != np.uint8 and not np.issubdtype(feature.np_dtype, np.floating):
-            _checks.fail(CONFIG, "input_feature", f"{self._input!r}, {feature!r}", "a feature of bytes or floats")
+        readable = feature.np_dtype == np.uint8 or np.issubdtype(feature.np_dtype, np.floating)
+        if not readable or not shape:
+            _checks.fail(CONFIG, "input_feature", f"{self._input!r}, {feature!r}", "an array of bytes or floats")
         if size is not None:
             if feature.np_dtype != np.uint8 or len(shape) != 3:
                 _checks.fail(CONFIG, "image_size", repr(size), f"None for {self._config.name!r}, which has no images")

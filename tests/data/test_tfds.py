@@ -154,7 +154,8 @@ def test_a_builder_that_computes_with_tensorflow_is_refused_clearly(cache):
         (PICTURES | {"image_size": None}, "image_size"),
         (PICTURES | {"label_feature": None}, "label_feature"),
         (PICTURES | {"input_feature": "tokens"}, "input_feature"),
-        (PICTURES | {"input_feature": "score"}, "image_size"),
+        ({"name": "tfds:scikit_learn/wine", "image_size": 8}, "image_size"),
+        (PICTURES | {"input_feature": "score"}, "input_feature"),
         (PICTURES | {"label_feature": "score", "label_noise": 0.1}, "label_noise"),
     ],
 )
