@@ -103,6 +103,8 @@ def norm_growth(params: Tree, initial: Tree, *, layout: LayoutRule | None = None
       ValueError: if the two trees differ in structure or shapes.
     """
 
+    _checks.same_structure("optim.norm_growth", "initial", initial, params, like_name="params")
+
     def growth(param: Array, before: Array, axes: tuple[int, ...]) -> Array:
         start = _norm(before, axes)
         return jnp.where(start == 0, 1, _norm(param, axes) / jnp.where(start == 0, 1, start))

@@ -1,4 +1,4 @@
-"""What a function tells the suite about itself: how to draw its inputs, which axis is the batch, which argument the mask.
+"""What a function tells the suite about itself: how to draw its inputs, which axis is the batch, which one the mask.
 
 A case is data. All arguments are passed by name. Arrays are drawn in NumPy as float64 (the suite casts them), integers
 or booleans; every array has the batch as its leading axis unless `fixed` names it.

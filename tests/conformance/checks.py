@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from conformance.case import Arrays
 from conformance.probe import N, Outcome, Probe, cast, difference, is_float
-
 from reweight import reduce
 
 Findings = Iterator[str]
@@ -49,7 +49,7 @@ def finite(what: str, outcome: Outcome) -> Findings:
 
 
 def jit(probe: Probe) -> Findings:
-    """It runs under `jax.jit`, with hyperparameters that are numbers, and that are traced (schedules, vmap over them)."""
+    """It runs under `jax.jit`, with hyperparameters that are numbers and with traced ones (a schedule, a vmap)."""
     arrays = cast(probe.arrays(), np.float32)
     jax.eval_shape(lambda arrays: probe.call(arrays, probe.initial()), arrays)
     probe.base()
@@ -354,7 +354,7 @@ def accumulation(probe: Probe) -> Findings:
 
 
 def scope(probe: Probe) -> Findings:
-    """A weighting of scope "example" gives the pieces of a batch what it gives the batch, and ends in the same state."""
+    """A weighting of scope "example" gives pieces of a batch what it gives the batch, and ends in the same state."""
     if not probe.is_weighting:
         return
     declared = probe.weighting().scope
@@ -381,7 +381,7 @@ def scope(probe: Probe) -> Findings:
 
 
 def weights(probe: Probe) -> Findings:
-    """Weights are non-negative, have the mean that the method promises over the unmasked batch, and are 0 where masked."""
+    """Weights are non-negative, have the mean that the method promises over the unmasked, and are 0 where masked."""
     if not probe.case.weights:
         return
     state = probe.initial()
@@ -467,7 +467,7 @@ def refused(probe: Probe, arrays: Arrays, hyper: Mapping[str, Any], accepted: tu
     except ValueError as error:
         if not any(name in str(error) for name in names):
             yield f"{what}: the error does not name the function {names[0]}: {error}"
-        if not any(re.search(rf"`{re.escape(argument)}[`\[.]", str(error)) for argument in accepted):
+        if not any(re.search(rf"`{re.escape(argument)}[`\[.:]", str(error)) for argument in accepted):
             yield f"{what}: the error does not name {' or '.join(accepted)}: {error}"
     except Exception as error:
         yield f"{what}: {type(error).__name__} instead of ValueError: {error}"

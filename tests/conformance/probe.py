@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conformance.case import Arrays, Case, WeightingCase
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from conformance.case import Arrays, Case, WeightingCase
 from reweight import parallel
 
 N = 16  # two examples a device
@@ -289,7 +289,7 @@ class Probe:
         return mapped(arrays, state)
 
     def run_sharded(self, arrays: Arrays, state: Any) -> tuple[Outcome, Outcome]:
-        """With the batch sharded over eight devices: the jitted call, and `over_axis` in `shard_map`; one executable."""
+        """With the batch over eight devices: the jitted call, and `over_axis` in `shard_map`, in one executable."""
 
         def both(arrays: Any, state: Any, examples: Any) -> Any:
             return self._evaluate(arrays, state, examples), self._evaluate(arrays, state, examples, self._mapped)

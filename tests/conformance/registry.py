@@ -5,13 +5,21 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from conformance import cases
 from conformance.case import Case, TransformCase
-
 from reweight.catalog import public_functions
 
 # Public functions that no case can describe, each with the reason.
-EXEMPT: dict[str, str] = {}
+EXEMPT: dict[str, str] = {
+    "reweight.optim.default_layout": "a rule on names and shapes, without arrays",
+    "reweight.optim.flax_layout": "a rule on names and shapes, without arrays",
+    "reweight.optim.layout_rules": "makes a rule on names and shapes, without arrays",
+    "reweight.optim.param_layouts": "applies a rule on names and shapes, without arrays",
+    "reweight.optim.path_name": "the name of a path, without arrays",
+    "reweight.optim.stacked": "makes a rule on names and shapes, without arrays",
+}
 
 
 def all_cases() -> list[Case | TransformCase]:
@@ -37,3 +45,8 @@ def covered() -> set[str]:
     """The import paths of the functions that have a case."""
     paths = names()
     return {paths[case.function] for case in all_cases() if case.function in paths}
+
+
+def rng() -> np.random.Generator:
+    """For looking at what a case draws."""
+    return np.random.default_rng(0)

@@ -1,8 +1,8 @@
 """Classification losses."""
 
 import numpy as np
-from conformance.case import Case
 
+from conformance.case import Case
 from reweight.losses import classification as losses
 
 CLASSES = 5

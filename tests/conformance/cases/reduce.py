@@ -1,8 +1,8 @@
 """Reductions."""
 
 import numpy as np
-from conformance.case import Case
 
+from conformance.case import Case
 from reweight import reduce
 
 
@@ -51,6 +51,9 @@ def _parts(reference, denominator):
 
 _WEIGHTS_MAY_BE_LARGE = {"weights": (0.0, 1e4)}
 _FREE = {"axis": "every choice of axes is tested in tests/test_reduce.py", "parts": "a boolean"}
+_PARTS = dict.fromkeys(
+    ("parts", "total", "totals", "denominator", "denominators"), "Parts are made by the reductions, in shapes that fit"
+)
 _BAD_MEAN = {"normalizer": ("mean", None), "axis": (1, (0, 0))}
 _BAD_TOKENS = {"mode": ("mean", None)}
 
@@ -171,7 +174,7 @@ CASES = [
         constant=("denominator",),
         extremes={"denominator": (0.0, 1e4)},
         reference=lambda total, denominator: np.where(denominator == 0, total, total / np.maximum(denominator, 1)),
-        free={"total": "Parts are made by the reductions", "denominator": "Parts are made by the reductions"},
+        free=_PARTS,
     ),
     Case(
         function=reduce.combine,
@@ -183,6 +186,6 @@ CASES = [
         constant=("denominators",),
         extremes={"denominators": (0.0, 1e4)},
         reference=lambda totals, denominators: np.sum(totals) / np.sum(denominators),
-        free={"totals": "Parts are made by the reductions", "denominators": "Parts are made by the reductions"},
+        free=_PARTS,
     ),
 ]

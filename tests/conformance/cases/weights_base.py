@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conformance.case import Case, WeightingCase
 
+from conformance.case import Case, WeightingCase
 from reweight import weights
 
 

@@ -1,9 +1,9 @@
 """Distributionally robust weights."""
 
 import numpy as np
+
 from conformance.case import Case, WeightingCase
 from conformance.cases.weights_base import some_losses
-
 from reweight import weights
 
 

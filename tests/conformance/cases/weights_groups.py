@@ -1,8 +1,8 @@
 """Groups and Group DRO."""
 
 import numpy as np
-from conformance.case import Case, WeightingCase
 
+from conformance.case import Case, WeightingCase
 from reweight import weights
 
 GROUPS = 4

@@ -1,8 +1,8 @@
 """Weights by class frequency, and focal weights."""
 
 import numpy as np
-from conformance.case import Case, WeightingCase
 
+from conformance.case import Case, WeightingCase
 from reweight import weights
 
 COUNTS = np.array([100.0, 20.0, 0.0, 5.0, 1.0])

@@ -2,10 +2,10 @@
 
 import jax
 import numpy as np
+
 from conformance.case import Case, WeightingCase
 from conformance.cases.weights_base import some_losses
 from conformance.cases.weights_dro import each, kl, spread
-
 from reweight import weights
 
 EXAMPLES = 40

@@ -1,9 +1,9 @@
 """Importance weights, and the weights of adversarial training."""
 
 import numpy as np
+
 from conformance.case import Case, WeightingCase
 from conformance.cases.weights_dro import each
-
 from reweight import weights
 
 

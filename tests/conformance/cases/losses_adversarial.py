@@ -1,0 +1,150 @@
+"""Attacks, and the gradient that follows them."""
+
+import jax
+import numpy as np
+import optax
+
+from conformance.case import Case
+from reweight.losses import adversarial
+
+CENTRE = np.array([0.3, 0.6, 0.2])
+SLOPES = np.array([1.0, -2.0, 0.5])
+
+
+def inputs(rng, n):
+    return {"x": rng.uniform(0.1, 0.9, (n, 3))}
+
+
+def attacked(rng, n):
+    return {"params": rng.normal(size=3), "x": rng.normal(size=(n, 3)), "delta": rng.uniform(-0.2, 0.2, (n, 3))}
+
+
+def quadratic(x):
+    return (((x - CENTRE.astype(x.dtype)) ** 2) * SLOPES.astype(x.dtype)).sum(-1)
+
+
+def quadratic_slope(x):
+    return 2 * SLOPES * (x - CENTRE)
+
+
+def logistic(params, x):
+    return jax.nn.softplus(-(x @ params))
+
+
+def pgd(x, eps, step_size, steps):
+    delta = np.zeros_like(x)
+    for _ in range(steps):
+        delta = np.clip(delta + step_size * np.sign(quadratic_slope(x + delta)), -eps, eps)
+        delta = np.clip(x + delta, 0, 1) - x
+    return x + delta
+
+
+def pgd_l2(x, eps, step_size, steps, norm):
+    delta = np.zeros_like(x)
+    for _ in range(steps):
+        slope = quadratic_slope(x + delta)
+        delta = delta + step_size * slope / np.linalg.norm(slope, axis=1, keepdims=True)
+        norms = np.linalg.norm(delta, axis=1, keepdims=True)
+        delta = np.where(norms > eps, delta * eps / norms, delta)
+        delta = np.clip(x + delta, 0, 1) - x
+    return x + delta
+
+
+def objective(losses, delta, eps, barrier):
+    return -losses - barrier * np.sum(np.log(eps - delta) + np.log(eps + delta), -1)
+
+
+def barrier_attack(x, eps, barrier, steps, optimizer=None):
+    delta = np.zeros_like(x)
+    for _ in range(steps):
+        slope = -quadratic_slope(x + delta) + barrier * (1 / (eps - delta) - 1 / (eps + delta))
+        delta = np.clip(delta - 0.01 * slope, -0.999 * eps, 0.999 * eps)
+    return delta
+
+
+def hypergradient(params, x, delta, eps, barrier, mode="relu", solver_steps=None):
+    total = np.zeros_like(params)
+    for row, attack in zip(x, delta, strict=True):
+        z = row + attack
+        p = 1 / (1 + np.exp(z @ params))
+        diagonal = barrier * (1 / (eps - attack) ** 2 + 1 / (eps + attack) ** 2)
+        mixed = -(p * (1 - p) * np.outer(z, params) - p * np.eye(3))
+        hessian = np.diag(diagonal) - (mode == "cg") * p * (1 - p) * np.outer(params, params)
+        indirect = mixed @ np.linalg.solve(hessian, -p * params)
+        total += -p * z - (indirect if mode != "danskin" else 0)
+    return total / len(x)
+
+
+_BOX = {"eps": (0.0, -1.0, np.inf), "barrier": (0.0, -1.0, np.inf)}
+_LOSS = {"loss_fn": "any function of the inputs"}
+
+CASES = [
+    Case(
+        function=adversarial.pgd_attack,
+        inputs=inputs,
+        hyper={"eps": 0.1, "step_size": 0.04, "steps": 4},
+        call=lambda x, **hyper: adversarial.pgd_attack(None, quadratic, x, **{"init": "none", **hyper}),
+        stopped=("x",),
+        extremes={"x": (0.0, 1.0)},
+        bf16=None,
+        reference=pgd,
+        bad={
+            "eps": (-0.1, np.inf),
+            "step_size": (-0.1, np.inf),
+            "steps": (-1, 2.5),
+            "norm": ("l1",),
+            "init": ("zero",),
+            "clip": ((1.0, 0.0),),
+            "x": (np.float64(0.5), np.ones((16, 3), int)),
+        },
+        free={**_LOSS, "key": "a random key; the random starts are tested in tests/losses"},
+    ),
+    Case(
+        function=adversarial.pgd_attack,
+        variant="l2",
+        inputs=inputs,
+        hyper={"eps": 0.1, "step_size": 0.04, "steps": 4, "norm": "l2"},
+        call=lambda x, **hyper: adversarial.pgd_attack(None, quadratic, x, init="none", **hyper),
+        stopped=("x",),
+        extremes={"x": (0.0, 1.0)},
+        bf16=None,
+        reference=pgd_l2,
+    ),
+    Case(
+        function=adversarial.barrier_objective,
+        inputs=lambda rng, n: {"losses": rng.normal(size=n), "delta": rng.uniform(-0.25, 0.25, (n, 3))},
+        hyper={"eps": 0.3, "barrier": 0.05},
+        differentiable=("losses", "delta"),
+        reference=objective,
+        bad=_BOX,
+    ),
+    Case(
+        function=adversarial.barrier_attack,
+        inputs=inputs,
+        hyper={"eps": 0.1, "barrier": 0.01, "steps": 3, "optimizer": optax.sgd(0.01)},
+        call=lambda x, **hyper: adversarial.barrier_attack(quadratic, x, **hyper),
+        stopped=("x",),
+        bf16=5e-2,  # the inner function sees its inputs in their own dtype
+        reference=barrier_attack,
+        bad={**_BOX, "steps": (-1, 2.5)},
+        free={**_LOSS, "optimizer": "any elementwise optax transform", "delta": "the start; tested in tests/losses"},
+    ),
+    *(
+        Case(
+            function=adversarial.hypergradient,
+            variant=mode,
+            inputs=attacked,
+            returns="batch",
+            hyper={"eps": 0.3, "barrier": 0.5, "mode": mode, "solver_steps": 6},
+            call=lambda params, x, delta, **hyper: adversarial.hypergradient(logistic, params, x, delta, **hyper),
+            fixed=("params",),
+            constant=("params", "x", "delta"),
+            extremes={"x": (3.0, -3.0), "delta": (0.29, -0.29)},
+            bf16=None,
+            reference=hypergradient,
+            bad={**_BOX, "mode": ("exact",), "solver_steps": (0, 2.5)},
+            free={**_LOSS, "weights": "one a row; tested in tests/losses"},
+        )
+        for mode in ("danskin", "relu", "cg")
+    ),
+]
