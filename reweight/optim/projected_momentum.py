@@ -19,11 +19,13 @@ from reweight.optim.projection import (
     assemble,
     check_learning_rate,
     check_projection,
+    finish,
     flatten,
     initial_views,
     is_zero,
     leaves_like,
-    treat,
+    radial,
+    remove,
 )
 
 __all__ = ["ScaleByAdamPState", "ScaleBySGDPState", "adamp", "scale_by_adamp", "scale_by_sgdp", "sgdp"]
@@ -100,18 +102,14 @@ def _scale_by_adamp(
     _checks.choice(function, "nesterov", nesterov, (False, True))
 
     def init(params: Tree) -> ScaleByAdamPState:
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        count = jnp.zeros([], jnp.int32)
-        return ScaleByAdamPState(count, zeros, zeros, initial_views(function, params, layout))
+        # Two separate trees of zeros: one and the same buffer could not be donated for both.
+        mu, nu = jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params)
+        return ScaleByAdamPState(jnp.zeros([], jnp.int32), mu, nu, initial_views(function, params, layout))
 
     def update(updates: Tree, state: ScaleByAdamPState, params: Tree | None = None) -> tuple[Tree, ScaleByAdamPState]:
         leaves, treedef = flatten(function, params, updates, layout, mask)
         count = optax.safe_increment(state.count)
-        correction1, correction2 = 1 - b1**count, 1 - b2**count
-        first, second = (
-            leaves_like(function, "state", state.mu, treedef),
-            leaves_like(function, "state", state.nu, treedef),
-        )
+        first, second = (leaves_like(function, "state", moment, treedef) for moment in (state.mu, state.nu))
         steps: list[Step | None] = []
         for index, (leaf, m, v) in enumerate(zip(leaves, first, second, strict=True)):
             if leaf is None:
@@ -119,17 +117,20 @@ def _scale_by_adamp(
                 continue
             dtype = _checks.accumulation_dtype(leaf.param, leaf.grad)
             grad = leaf.grad.astype(dtype)
+            first_left, second_left = (jnp.asarray(1 - decay**count, dtype) for decay in (b1, b2))
             mu = b1 * m.astype(dtype) + (1 - b1) * grad
-            nu = b2 * v.astype(dtype) + (1 - b2) * (grad * grad)
+            # Not (1 - b2) * (grad * grad): XLA would store the square for the test, which sums it, too.
+            nu = b2 * v.astype(dtype) + ((1 - b2) * grad) * grad
             first[index], second[index] = mu.astype(m.dtype), nu.astype(v.dtype)
             numerator = b1 * mu + (1 - b1) * grad if nesterov else mu
-            direction = numerator / (jnp.sqrt(nu / correction2.astype(dtype)) + eps)
-            scale = 1 / correction1.astype(dtype)
-            steps.append(
-                treat(leaf, direction, scale=scale, weight_decay=weight_decay, delta=delta, wd_ratio=wd_ratio, eps=eps)
-            )
-        scaled, views = assemble(steps, treedef)
-        return scaled, ScaleByAdamPState(count, treedef.unflatten(first), treedef.unflatten(second), views)
+            direction = numerator / (jnp.sqrt(nu / second_left) + eps)
+            found = radial(leaf, direction, delta=delta, wd_ratio=wd_ratio, eps=eps)
+            # The bias correction of the numerator goes into the denominator. So written, the step has no part in common
+            # with the direction that was measured, and XLA has no array to store between the two.
+            scaled = numerator / (jnp.sqrt(nu * (first_left * first_left / second_left)) + eps * first_left)
+            steps.append(finish(leaf, remove(scaled, leaf.param, found, 1 / first_left), found, weight_decay))
+        directions, views = assemble(steps, treedef)
+        return directions, ScaleByAdamPState(count, treedef.unflatten(first), treedef.unflatten(second), views)
 
     return optax.GradientTransformation(init, update)
 
@@ -268,14 +269,23 @@ def _scale_by_sgdp(
             dtype = _checks.accumulation_dtype(leaf.param, leaf.grad)
             grad = leaf.grad.astype(dtype)
             buffer = momentum * old.astype(dtype) + (1 - dampening) * grad
-            direction = grad + momentum * buffer if nesterov else buffer
-            step = treat(leaf, direction, scale=1, weight_decay=decay, delta=delta, wd_ratio=wd_ratio, eps=eps)
-            # With nesterov the direction is not the buffer, and the authors' code projects the direction in place.
-            stored = step.direction if project_buffer and not nesterov else buffer
-            buffers[index] = stored.astype(old.dtype)
-            steps.append(step)
-        scaled, views = assemble(steps, treedef)
-        return scaled, ScaleBySGDPState(treedef.unflatten(buffers), views)
+            # The inner product with the parameter is taken of what is stored before the projection: the new buffer, or,
+            # if that is itself projected, the old one and the gradient.
+            if nesterov:
+                direction, measured, on_measured, on_grad = grad + momentum * buffer, buffer, momentum, 1.0
+            elif project_buffer:
+                direction, measured, on_measured, on_grad = buffer, old, momentum, 1 - dampening
+            else:
+                direction, measured, on_measured, on_grad = buffer, buffer, 1.0, 0.0
+            found = radial(
+                leaf, measured, delta=delta, wd_ratio=wd_ratio, eps=eps, on_step=on_measured, on_grad=on_grad
+            )
+            projected = remove(direction, leaf.param, found)
+            # With nesterov the direction is not the buffer, which the authors' code, projecting in place, leaves alone.
+            buffers[index] = (projected if project_buffer and not nesterov else buffer).astype(old.dtype)
+            steps.append(finish(leaf, projected, found, decay))
+        directions, views = assemble(steps, treedef)
+        return directions, ScaleBySGDPState(treedef.unflatten(buffers), views)
 
     return optax.GradientTransformation(init, update)
 

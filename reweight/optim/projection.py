@@ -86,39 +86,70 @@ def _is_none(node: Any) -> bool:
 
 
 class Radial(NamedTuple):
-    """What the test found. All three keep the dimensions that were summed over.
+    """What the test found. All but the views keep the dimensions that were summed over.
 
     Attributes:
-      coefficient: of the parameter in `perturb - coefficient * param`: 0 where no view fired.
-      fired: whether a view fired.
-      view: `CHANNEL`, `LAYER` or `NONE`.
+      inner: the inner product of the step and the parameter in the view that fired, over `norm`; 0 where none did.
+      norm: the parameter's norm plus eps in that view, never 0.
+      decay: the factor of the decay: `wd_ratio` where a view fired, 1 elsewhere.
+      views: `CHANNEL`, `LAYER` or `NONE`, for each copy.
     """
 
-    coefficient: Array
-    fired: Array
-    view: Array
+    inner: Array
+    norm: Array
+    decay: Array
+    views: Int8[Array, " entries"]
 
 
-def radial(param: Array, grad: Array, perturb: Array, layout: ParamLayout, delta: Any, eps: Any) -> Radial:
-    """Tests both views of one parameter, and measures the radial part of `perturb` in the one that fires.
+def radial(
+    leaf: Leaf,
+    step: Array,
+    *,
+    delta: Any,
+    wd_ratio: Any,
+    eps: Any,
+    on_step: Any = 1,
+    on_grad: Any = 0,
+) -> Radial | None:
+    """Tests both views of one parameter, and measures the radial part of a step in the one that fires.
 
-    The sums of the layer view are sums of those of the channel view, so that one pass over the arrays serves both.
+    The sums of the layer view are sums of those of the channel view, so that one pass over the arrays serves both. They
+    run in float32 at least.
+
+    Args:
+      leaf: the parameter and its gradient.
+      step: what is to be projected is `on_step * step + on_grad * grad`, whose inner product with the parameter is
+        taken term by term: it need not be stored before it is projected.
+      delta: see `project_radial`.
+      wd_ratio: factor of the decay where a view fires.
+      eps: see `project_radial`.
+      on_step: see `step`.
+      on_grad: see `step`.
+
+    Returns:
+      What was found; None for a parameter that is never projected.
     """
-    channels = layout.channel_axes(param.ndim)
-    products = (grad * param, grad * grad, param * param, perturb * param)
-    rows = tuple(jnp.sum(product, axis=layout.reduce_axes, keepdims=True) for product in products)
+    if not leaf.layout.project:
+        return None
+    dtype = _checks.accumulation_dtype(leaf.param, leaf.grad, step)
+    param, grad, step = (array.astype(dtype) for array in (leaf.param, leaf.grad, step))
+    channels = leaf.layout.channel_axes(param.ndim)
+    products = (grad * param, grad * grad, param * param, step * param)
+    rows = tuple(jnp.sum(product, axis=leaf.layout.reduce_axes, keepdims=True) for product in products)
     whole = tuple(jnp.sum(part, axis=channels, keepdims=True) for part in rows)
-    size = layout.row_size(param.shape)
+    size = leaf.layout.row_size(param.shape)
     count = math.prod(param.shape[axis] for axis in channels)
     worst = jnp.max(_cosine(rows, eps), axis=channels, keepdims=True, initial=0)
     by_channel = worst < delta / math.sqrt(max(size, 1))
     by_layer = _cosine(whole, eps) < delta / math.sqrt(max(size * count, 1))
-    layer_coefficient = jnp.where(by_layer, _coefficient(whole, eps), 0)
-    return Radial(
-        jnp.where(by_channel, _coefficient(rows, eps), layer_coefficient),
-        by_channel | by_layer,
-        jnp.where(by_channel, CHANNEL, jnp.where(by_layer, LAYER, NONE)).astype(jnp.int8),
-    )
+    fired = by_channel | by_layer
+    with_grad, _, squared, with_step = (jnp.where(by_channel, row, part) for row, part in zip(rows, whole, strict=True))
+    norm = jnp.maximum(jnp.sqrt(squared) + eps, jnp.finfo(dtype).tiny)
+    inner = on_step * with_step
+    if not is_zero(on_grad):
+        inner = inner + on_grad * with_grad
+    views = jnp.where(by_channel, CHANNEL, jnp.where(by_layer, LAYER, NONE)).astype(jnp.int8)
+    return Radial(jnp.where(fired, inner, 0) / norm, norm, jnp.where(fired, wd_ratio, 1), views.reshape(-1))
 
 
 def _cosine(sums: tuple[Array, ...], eps: Any) -> Array:
@@ -128,39 +159,29 @@ def _cosine(sums: tuple[Array, ...], eps: Any) -> Array:
     return jnp.abs(inner) / jnp.where(scale == 0, 1, scale)
 
 
-def _coefficient(sums: tuple[Array, ...], eps: Any) -> Array:
-    _, _, param, perturb = sums
-    norm = jnp.sqrt(param) + eps
-    norm = jnp.where(norm == 0, 1, norm)
-    # Twice a division: the square of a small norm would underflow in float32.
-    return perturb / norm / norm
-
-
 class Step(NamedTuple):
-    """A direction treated for one parameter: what to subtract, the projected direction alone, the views."""
+    """What a transform does with one parameter: the update in the dtype of the gradient, and the views."""
 
     update: Array
-    direction: Array
     views: Int8[Array, " entries"]
 
 
-def treat(leaf: Leaf, direction: Array, *, scale: Any, weight_decay: Any, delta: Any, wd_ratio: Any, eps: Any) -> Step:
-    """The update `scale * projected direction + weight_decay * ratio * param` of one parameter.
+def remove(step: Array, param: Array, found: Radial | None, scale: Any = 1) -> Array:
+    """`step`, which is `scale` times what was measured, without its radial part."""
+    if found is None:
+        return step
+    # The division of the whole array is wanted. XLA repeats cheap operations in every consumer, and a second consumer
+    # of the parameter would keep the new parameter from taking its place: a copy of all weights.
+    return step - (scale * found.inner) * param.astype(step.dtype) / found.norm
 
-    Everything between reading the arrays and the two results runs in float32 at least.
-    """
-    dtype = _checks.accumulation_dtype(leaf.param, leaf.grad, direction)
-    param, grad, perturb = (array.astype(dtype) for array in (leaf.param, leaf.grad, direction))
-    decays = leaf.decays and not is_zero(weight_decay)
-    if not leaf.layout.project:
-        update = scale * perturb + weight_decay * param if decays else scale * perturb
-        return Step(update.astype(leaf.grad.dtype), perturb, skipped_views(leaf.layout, param.shape))
-    found = radial(param, grad, perturb, leaf.layout, delta, eps)
-    along = -scale * found.coefficient
-    if decays:
-        along = along + weight_decay * jnp.where(found.fired, wd_ratio, 1)
-    update = scale * perturb + along * param
-    return Step(update.astype(leaf.grad.dtype), perturb - found.coefficient * param, found.view.reshape(-1))
+
+def finish(leaf: Leaf, step: Array, found: Radial | None, weight_decay: Any) -> Step:
+    """Adds the decay to a projected step."""
+    if leaf.decays and not is_zero(weight_decay):
+        decay = weight_decay if found is None else weight_decay * found.decay
+        step = step + decay * leaf.param.astype(step.dtype)
+    views = skipped_views(leaf.layout, leaf.param.shape) if found is None else found.views
+    return Step(step.astype(leaf.grad.dtype), views)
 
 
 def skipped_views(layout: ParamLayout, shape: tuple[int, ...]) -> Int8[Array, " entries"]:
@@ -259,9 +280,11 @@ def project_radial(
     _checks.number(function, "eps", eps, low=0)
     layout = layout.resolve(function, "param", jnp.ndim(param))
     leaf = Leaf("param", layout, False, jnp.asarray(param), jnp.asarray(grad))
-    step = treat(leaf, jnp.asarray(perturb), scale=1, weight_decay=0, delta=delta, wd_ratio=1, eps=eps)
+    found = radial(leaf, jnp.asarray(perturb), delta=delta, wd_ratio=1, eps=eps)
+    projected = remove(jnp.asarray(perturb, _checks.accumulation_dtype(perturb)), leaf.param, found)
+    views = skipped_views(layout, leaf.param.shape) if found is None else found.views
     shape = tuple(leaf.param.shape[axis] for axis in layout.batch_axes)
-    return step.direction.astype(jnp.result_type(perturb)), step.views.reshape(shape)
+    return projected.astype(jnp.result_type(perturb)), views.reshape(shape)
 
 
 class ProjectionState(NamedTuple):
@@ -337,12 +360,14 @@ def with_projection(
         leaves, treedef = flatten(function, params, updates, layout, mask)
         directions, inner_state = wrapped.update(updates, state.inner_state, params, **extra_args)
         decay = 0 if is_zero(weight_decay) else weight_decay * wd_scale
-        steps = [
-            None
-            if leaf is None
-            else treat(leaf, direction, scale=1, weight_decay=decay, delta=delta, wd_ratio=wd_ratio, eps=eps)
-            for leaf, direction in zip(leaves, leaves_like(function, "inner", directions, treedef), strict=True)
-        ]
+        steps: list[Step | None] = []
+        for leaf, direction in zip(leaves, leaves_like(function, "inner", directions, treedef), strict=True):
+            if leaf is None:
+                steps.append(None)
+                continue
+            found = radial(leaf, direction, delta=delta, wd_ratio=wd_ratio, eps=eps)
+            direction = direction.astype(_checks.accumulation_dtype(direction))
+            steps.append(finish(leaf, remove(direction, leaf.param, found), found, decay))
         projected, views = assemble(steps, treedef)
         return projected, ProjectionState(inner_state, views)
 
