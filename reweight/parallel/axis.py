@@ -34,10 +34,11 @@ class _Axis:
             allowed = "axes of the shard_map, pmap or vmap(axis_name=...) around the call"
             _checks.fail(FUNCTION, "axis_name", f"{names}, not all of which are bound ({error})", allowed)
         # shard_map with check_vma tracks which values differ between shards. The index does, if anything is tracked.
-        self.tracked = self.varies(self.index)
+        self.tracked = not self.constant(self.index)
 
-    def varies(self, value: Any) -> bool:
-        return any(name in jax.typeof(value).mat.varying for name in self.names)
+    def constant(self, value: Any) -> list[str]:
+        """The axes along which a value is the same on all shards, as far as is known."""
+        return [name for name in self.names if name not in jax.typeof(value).mat.varying]
 
     def gather(self, leaf: Any) -> jax.Array:
         """The rows of all shards. Its transpose sums the cotangents of all shards, whichever way that is written."""
@@ -152,11 +153,11 @@ def over_axis(
                 return leaf
             if not _has_rows(leaf):
                 _checks.fail(FUNCTION, label, "without an axis", "an array with a row an example, or batched_in=False")
-            if flag == "default" and axis.tracked and not axis.varies(leaf):
+            if flag == "default" and axis.tracked and (constant := axis.constant(leaf)):
                 _checks.fail(
                     FUNCTION,
                     label,
-                    f"the same on every shard of {', '.join(names)}",
+                    f"the same on every shard of {', '.join(constant)}",
                     f"rows of the batch; for what is whole, batched_in={{{argument!r}: False}} (True for rows)",
                 )
             rows = leaf.shape[0] if rows is None else rows

@@ -74,7 +74,8 @@ def initialize(
        Open MPI, an indexed job of Kubernetes (with the package `kubernetes`).
     4. Otherwise the program runs on one host.
 
-    Signs of several processes with which they can't be connected are an error, never a run on one host.
+    Signs of several processes that can't be connected are an error, never a run on one host. A process that does not
+    reach the coordinator in time is ended by JAX.
 
         gcloud compute tpus tpu-vm ssh POD --worker=all --command="python train.py"           # a TPU pod
         srun --nodes=4 --ntasks-per-node=8 --gpus-per-node=8 python train.py                  # SLURM: a task a GPU

@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 
-__all__ = ["Job", "launch", "start"]
+__all__ = ["Job", "free_port", "launch", "start"]
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 CLUSTER = ("REWEIGHT_COORDINATOR", "REWEIGHT_NUM_PROCESSES", "REWEIGHT_PROCESS_ID", "SLURM_", "OMPI_", "TPU_")

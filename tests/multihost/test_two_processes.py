@@ -9,7 +9,7 @@ import pytest
 
 from reweight import parallel
 from tests.multihost import program
-from tests.multihost.launch import launch, start
+from tests.multihost.launch import free_port, launch, start
 
 PROGRAM = pathlib.Path(program.__file__)
 SPECS = ["data=8", "data=2,model=4", "model=2,data=4"]
@@ -47,6 +47,19 @@ def test_two_processes_give_the_numbers_and_the_data_order_of_one(tmp_path, one_
         assert f"process {process} of 2 sees {2 * len(SPECS)} files" in output
         for spec in SPECS:
             assert_same(dict(np.load(tmp_path / f"{spec}.{process}.npz")), one_device)
+
+
+def test_a_process_that_cannot_reach_its_coordinator_ends_instead_of_running_alone(tmp_path):
+    script = tmp_path / "alone.py"
+    script.write_text(
+        "from reweight import parallel\nprint('starts')\nparallel.initialize(timeout=1)\nprint('runs alone')\n"
+    )
+    variables = {"REWEIGHT_COORDINATOR": f"127.0.0.1:{free_port()}"}
+    variables |= {"REWEIGHT_NUM_PROCESSES": "2", "REWEIGHT_PROCESS_ID": "1"}
+    with start([script], processes=1, env=variables) as job:
+        assert job.codes(timeout=60) != [0]
+        assert "starts" in job.outputs()[0]
+        assert "runs alone" not in job.outputs()[0]
 
 
 def test_a_process_that_fails_takes_the_others_with_it_and_shows_what_it_said(tmp_path):

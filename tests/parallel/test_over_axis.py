@@ -172,6 +172,8 @@ def test_several_axes_cut_the_batch_in_the_order_of_its_spec():
     ranked = parallel.over_axis(lambda x: jnp.argsort(jnp.argsort(x)), ("fsdp", "data"))
     mapped = jax.jit(jax.shard_map(ranked, mesh=mesh, in_specs=spec, out_specs=spec))
     np.testing.assert_array_equal(mapped(LOSSES), jnp.argsort(jnp.argsort(LOSSES)))
+    with pytest.raises(ValueError, match="argument `x` is the same on every shard of data;"):
+        jax.eval_shape(jax.shard_map(ranked, mesh=mesh, in_specs=P("fsdp"), out_specs=spec), LOSSES)
     for outer, inner in [("fsdp", "data"), ("data", "fsdp")]:
         ranked = parallel.over_axis(lambda x: jnp.argsort(jnp.argsort(x)), (outer, inner))
         nested = jax.vmap(jax.vmap(ranked, axis_name=inner), axis_name=outer)(LOSSES.reshape(2, 2, -1))
