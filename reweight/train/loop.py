@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
@@ -241,8 +242,11 @@ def _progress_bar(total: int, start: int, shown: bool) -> Iterator[Callable[[int
 
 def _on_mesh(state: TrainState, mesh: Mesh) -> TrainState:
     def place(x: jax.Array) -> jax.Array:
-        on_it = isinstance(x.sharding, NamedSharding) and x.sharding.mesh.devices.tolist() == mesh.devices.tolist()
-        return x if on_it else jax.device_put(x, parallel.replicated(mesh))
+        if isinstance(x.sharding, NamedSharding) and x.sharding.mesh.devices.tolist() == mesh.devices.tolist():
+            return x
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):  # which JAX does not put onto the devices of other hosts
+            return jax.random.wrap_key_data(place(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        return jax.device_put(x, parallel.replicated(mesh))
 
     return jax.tree.map(place, state)
 
