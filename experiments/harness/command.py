@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-import jax
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from experiments.harness import config as configs
 from experiments.harness import figures, folder
 from experiments.harness.results import Results
+from reweight import parallel
 
 __all__ = ["Context", "main"]
 
@@ -75,20 +75,21 @@ def main(
     Raises:
       SystemExit: with code 2 and one line that says what is wrong, if an option is.
     """
-    # A file or a pipe has no width of its own, and the tables are wider than the 80 columns that rich assumes there.
-    width = None if sys.stdout.isatty() else 160
-    console = Console(highlight=False, width=width, quiet=jax.process_index() != 0)
     description = sys.modules[config.__module__].__doc__ or ""
     try:
         chosen, options, path = configs.parse(experiment, config, description, argv)
     except ValueError as error:
         Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise SystemExit(2) from error
+    parallel.initialize()
+    # A file or a pipe has no width of its own, and the tables are wider than the 80 columns that rich assumes there.
+    width = None if sys.stdout.isatty() else 160
+    console = Console(highlight=False, width=width, quiet=not parallel.is_main_process())
     start = time.perf_counter()
     if path is None:
         path = folder.create(options.out, experiment, chosen)
     results = run(chosen, Context(path, console=console))
-    if jax.process_index() == 0:
+    if parallel.is_main_process():
         results.save(path)
         figures.save(draw(results), path / f"{experiment}.png")
         if options.store is not None:

@@ -3,11 +3,10 @@
 from typing import Literal, get_args
 
 import grain
-import jax
 import numpy as np
 from absl import flags
 
-from reweight import _checks
+from reweight import _checks, parallel
 from reweight.data.dataset import Source
 from reweight.data.records import Arrays
 
@@ -20,10 +19,8 @@ FUNCTION = "data.make_loader"
 class _Reader:
     """This process's rows of a global batch, read."""
 
-    def __init__(self, source: Source, batch_size: int, process_index: int, process_count: int) -> None:
-        self.source, self.batch_size = source, batch_size
-        local = batch_size // process_count
-        self.mine = slice(process_index * local, (process_index + 1) * local)
+    def __init__(self, source: Source, batch_size: int, mine: slice) -> None:
+        self.source, self.batch_size, self.mine = source, batch_size, mine
 
     def __call__(self, rows: np.ndarray) -> Arrays:
         mask = np.arange(self.batch_size) < len(rows)
@@ -40,17 +37,15 @@ def make_loader(
     shuffle: bool = True,
     epochs: int | None = None,
     remainder: Remainder = "drop",
-    process_index: int | None = None,
-    process_count: int | None = None,
+    rows: slice | None = None,
     num_threads: int = 0,
     num_workers: int = 0,
 ) -> grain.IterDataset:
     """Batches in an order that depends on the seed alone, and that can be left and taken up again anywhere.
 
     Batches are dicts of NumPy arrays: what `source` has (`inputs`, `labels`, `clean_labels`, `indices`, `groups`), and
-    `mask`, False for padding. The rows of batch k are the same on any number of processes: each process reads its
-    contiguous part of the global batch, in the order of the process indices, which is what
-    `parallel.shard_batch` puts together. Every epoch has its own order.
+    `mask`, False for padding. Batch k is the same on any number of processes: each reads its own rows of the global
+    batch, which `parallel.shard_batch` puts together. Every epoch has its own order.
 
     The iterator's `get_state()` is a small dict of numbers, the same on every process, and JSON takes it. After
     `set_state(state)` on an iterator of a loader with the same source, seed and batch size the batches are those that
@@ -63,14 +58,14 @@ def make_loader(
 
     Args:
       source: from `load` or `stream`, or anything with `__len__` and `read(rows) -> dict of arrays`.
-      batch_size: of the global batch; a multiple of the number of processes.
+      batch_size: of the global batch.
       seed: draws the order, in [0, 2**32).
       shuffle: False keeps the order of the source.
       epochs: how many times every example is seen; default without end.
       remainder: what becomes of the last examples of an epoch where they don't fill a batch: left out (`"drop"`; others
         in every epoch) or filled up with masked rows (`"pad"`).
-      process_index: default `jax.process_index()`.
-      process_count: default `jax.process_count()`.
+      rows: which rows of every global batch this process reads, `parallel.process_slice(batch_size, mesh)`. Default:
+        the equal share of each process, in their order, which is right for a mesh whose only axis is that of the batch.
       num_threads: threads that read ahead, up to two batches each; 0 reads when the batch is asked for.
       num_workers: processes that read ahead, for decoding that is more than threads can do; 0 uses none.
 
@@ -80,10 +75,6 @@ def make_loader(
     Raises:
       ValueError: if an argument is out of range; in particular if the source has less than one batch to give.
     """
-    process_index = jax.process_index() if process_index is None else process_index
-    process_count = jax.process_count() if process_count is None else process_count
-    _checks.number(FUNCTION, "process_count", process_count, low=1, integer=True)
-    _checks.number(FUNCTION, "process_index", process_index, low=0, high=process_count - 1, integer=True)
     _checks.number(FUNCTION, "batch_size", batch_size, low=1, integer=True)
     _checks.number(FUNCTION, "seed", seed, low=0, high=2**32 - 1, integer=True)
     _checks.choice(FUNCTION, "remainder", remainder, get_args(Remainder))
@@ -91,18 +82,19 @@ def make_loader(
     _checks.number(FUNCTION, "num_workers", num_workers, low=0, integer=True)
     if epochs is not None:
         _checks.number(FUNCTION, "epochs", epochs, low=1, integer=True)
-    if batch_size % process_count:
-        _checks.fail(FUNCTION, "batch_size", repr(batch_size), f"a multiple of the {process_count} processes")
+    mine = parallel.process_slice(batch_size) if rows is None else rows
+    if mine.step not in (None, 1) or mine != slice(*mine.indices(batch_size)[:2]):
+        _checks.fail(FUNCTION, "rows", repr(mine), f"slice(start, stop) within the {batch_size} rows of a batch")
     drop = remainder == "drop"
     if len(source) < (batch_size if drop else 1):
         allowed = f"at most the {len(source)} examples of the source, or remainder='pad'"
         _checks.fail(FUNCTION, "batch_size", repr(batch_size), allowed)
-    rows = grain.MapDataset.range(len(source)).seed(seed)
+    order = grain.MapDataset.range(len(source)).seed(seed)
     if shuffle:
-        rows = rows.shuffle()
+        order = order.shuffle()
     # Only numbers are shuffled and batched; the examples of a batch are then read at once, and only this process's.
-    batches = rows.batch(batch_size, drop_remainder=drop, batch_fn=np.asarray).repeat(epochs)
-    batches = batches.map(_Reader(source, batch_size, process_index, process_count))
+    batches = order.batch(batch_size, drop_remainder=drop, batch_fn=np.asarray).repeat(epochs)
+    batches = batches.map(_Reader(source, batch_size, mine))
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
     loader = batches.to_iter_dataset(options)
     if num_workers:

@@ -101,8 +101,7 @@ def test_processes_together_read_the_batches_of_one(wine, processes, batch, seed
             seed=seed,
             epochs=2,
             remainder=remainder,
-            process_index=index,
-            process_count=count,
+            rows=slice(index * batch // count, (index + 1) * batch // count),
         )
         return list(loader)
 
@@ -134,7 +133,7 @@ def test_a_loader_goes_on_from_its_state_in_the_middle_of_an_epoch(wine, stop, n
 
 def test_a_state_goes_on_with_another_number_of_processes_and_threads(wine):
     uninterrupted = rows(data.make_loader(wine, batch_size=32, epochs=2))
-    iterator = iter(data.make_loader(wine, batch_size=32, epochs=2, process_index=1, process_count=2))
+    iterator = iter(data.make_loader(wine, batch_size=32, epochs=2, rows=slice(16, 32)))
     for _ in range(3):
         next(iterator)
     again = iter(data.make_loader(wine, batch_size=32, epochs=2, num_threads=1))
@@ -173,8 +172,8 @@ def test_worker_processes_read_the_same_batches_and_go_on_from_their_state(wine)
     [
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": 143}, "batch_size"),
-        ({"batch_size": 9, "process_count": 2, "process_index": 0}, "batch_size"),
-        ({"batch_size": 8, "process_count": 2, "process_index": 2}, "process_index"),
+        ({"batch_size": 8, "rows": slice(4, 12)}, "rows"),
+        ({"batch_size": 8, "rows": slice(0, 8, 2)}, "rows"),
         ({"batch_size": 8, "seed": -1}, "seed"),
         ({"batch_size": 8, "epochs": 0}, "epochs"),
         ({"batch_size": 8, "remainder": "keep"}, "remainder"),
