@@ -335,7 +335,7 @@ def chi2_dro_weights(losses: Losses, *, radius: float = 1.0, mask: Mask | None =
     mean = jnp.sum(jnp.where(holds, gaps, 0)) / held
     variance = jnp.sum(jnp.where(holds, (gaps - mean) ** 2, 0)) / held
     varies = variance > 0
-    slack = jnp.maximum(jnp.where(varies, spread, 1) * held - count, 0)
+    slack = jnp.maximum(spread * held - count, 0)
     slope = jnp.where(varies, jnp.sqrt(slack / (count * jnp.where(varies, variance, 1))), 0)
     weights = jnp.where(holds, jnp.maximum(1 + (mean - gaps) * slope, 0), 0)
     return base.normalize(weights, mask=kept)

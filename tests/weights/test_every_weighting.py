@@ -148,6 +148,29 @@ def test_weights_and_state_carry_no_gradient(name):
         assert np.all(np.asarray(grad) == 0)
 
 
+FUNCTIONS = {
+    "kl_dro_weights": weights.kl_dro_weights,
+    "cvar_weights": weights.cvar_weights,
+    "chi2_dro_weights": weights.chi2_dro_weights,
+    "small_loss_weights": functools.partial(weights.small_loss_weights, keep_rate=0.5),
+    "importance_weights": weights.importance_weights,
+    "self-normalised importance_weights": functools.partial(weights.importance_weights, self_normalize=True),
+    "focal_weights": lambda x: weights.focal_weights(-x),
+    "gairat_weights": weights.gairat_weights,
+    "group_dro_weights": lambda x: weights.group_dro_weights(np.arange(B), x),
+    "effective_number_weights": weights.effective_number_weights,
+    "inverse_frequency_weights": weights.inverse_frequency_weights,
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_pure_functions_give_weights_without_gradient_too(name):
+    values, _ = batch(3)
+    squares, grad = jax.jit(jax.value_and_grad(lambda x: jnp.sum(FUNCTIONS[name](x) ** 2)))(values)
+    assert squares > 0
+    np.testing.assert_array_equal(grad, 0)
+
+
 @every
 def test_permuting_the_batch_permutes_the_weights(name):
     losses, signals = batch(4)
