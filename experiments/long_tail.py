@@ -91,6 +91,7 @@ class Config(harness.ClassifierConfig):
 
     table: ClassVar[tuple[str, ...]] = tuple(METHODS)
 
+    seeds: int = 10
     ratio: float = 50.0
     """How many times the examples of the rarest class the most frequent one has."""
 
@@ -129,7 +130,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
             outcome = problem.train(
                 name,
                 harness.Training(
-                    optimizer=optax.adamw(config.schedule, weight_decay=1e-4),
+                    optimizer=optax.adamw(config.cosine(config.learning_rate), weight_decay=1e-4),
                     loss=lambda logits, labels, m=method: m.loss(logits, labels, jnp.asarray(counts)),  # type: ignore[misc]
                     weighting=method.weighting(jnp.asarray(counts)),
                 ),
@@ -139,7 +140,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
     curves["class_counts"] = counts
     return harness.Results(
         experiment="long_tail",
-        question="What helps the rare classes?",
+        question=(__doc__ or "").splitlines()[0],
         config=dataclasses.asdict(config),
         metrics=METRICS,
         values=values,
@@ -150,42 +151,43 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
 
 
 def draw(results: harness.Results) -> Figure:
-    """Left: recall of each class against its number of training examples. Right: the metrics with their intervals."""
+    """Left: the recall of each class. Right: what each method changes against the first, paired over the seeds."""
     counts = results.curves["class_counts"]
     by_count = np.argsort(-counts, kind="stable")
-    methods = list(results.values)
-    shown = METRICS[:3]
-    with figures.figure(9.5, 3.8) as drawn:
-        grid = drawn.add_gridspec(1, 1 + len(shown), width_ratios=[2.2] + [1] * len(shown))
+    baseline, *_ = methods = list(results.values)
+    labels = [results.label(name) for name in methods]
+    with figures.figure(9.6, 3.9) as drawn:
+        grid = drawn.add_gridspec(1, 4, width_ratios=[1.9, 1, 1, 1])
         left = drawn.add_subplot(grid[0])
         for i, name in enumerate(methods):
             recalls = results.curves[f"recalls/{name}"].mean(axis=0)[by_count]
             width, order = (2.4, 3) if i == 0 else (1.4, 2)
             left.plot(
-                counts[by_count], 100 * recalls,
-                color=figures.PALETTE[i], marker=figures.MARKERS[i], linewidth=width, zorder=order,
+                counts[by_count], 100 * recalls, zorder=order, linewidth=width,
+                color=figures.PALETTE[i], marker=figures.MARKERS[i],
             )  # fmt: skip
         left.set_xscale("log")
+        left.set_xticks(counts[by_count[::2]], [f"{count:.0f}" for count in counts[by_count[::2]]])
+        left.minorticks_off()
         left.invert_xaxis()
-        left.set(xlabel="training examples of the class", ylabel="recall of the class, %", ylim=(None, 102))
-        left.set_title("Rare classes are the ones that are missed")
+        left.set(xlabel="training examples of the class", ylabel="recall of the class, %")
+        left.set_title("Recall falls with the number of examples")
         first = None
-        for j, metric in enumerate(shown):
+        for j, metric in enumerate(METRICS[:3]):
             axes = drawn.add_subplot(grid[1 + j], sharey=first)
             for i, name in enumerate(methods):
-                mean, low, high = (100 * x for x in results.interval(name, metric.name))
+                mean, low, high = (100 * x for x in results.difference(name, baseline, metric.name))
                 axes.errorbar(
                     mean, i, xerr=[[mean - low], [high - mean]],
                     color=figures.PALETTE[i], marker=figures.MARKERS[i], capsize=2.5, linewidth=1.4,
                 )  # fmt: skip
-            axes.axvline(
-                100 * results.interval(methods[0], metric.name).mean, color="#999999", lw=0.8, ls=":", zorder=0
-            )
-            axes.set_title(f"{metric.label}, %")
+            axes.axvline(0, color="#999999", linewidth=0.8, zorder=0)
+            axes.set_title(f"{metric.label}\n{labels[0]}: {100 * results.interval(baseline, metric.name).mean:.1f}%")
+            axes.set_xlabel("change, points")
             axes.grid(axis="y", visible=False)
             if first is None:
                 first = axes
-                axes.set_yticks(range(len(methods)), [results.label(name) for name in methods])
+                axes.set_yticks(range(len(methods)), labels)
                 axes.invert_yaxis()
                 for text, color in zip(axes.get_yticklabels(), figures.PALETTE, strict=False):
                     text.set_color(color)

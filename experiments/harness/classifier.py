@@ -75,10 +75,9 @@ class ClassifierConfig(configs.Config):
         """The steps of a method as they are counted by the progress bar: seeds side by side count once."""
         return self.steps if self.on_device else self.steps * self.seeds
 
-    @property
-    def schedule(self) -> optax.Schedule:
-        """The learning rate by step."""
-        return optax.cosine_decay_schedule(self.learning_rate, self.steps)
+    def cosine(self, learning_rate: float) -> optax.Schedule:
+        """The learning rate by step: from `learning_rate` to 0 along a cosine."""
+        return optax.cosine_decay_schedule(learning_rate, self.steps)
 
 
 class Training(NamedTuple):
@@ -236,7 +235,8 @@ class Problem:
         if path is None:
             _checks.fail(configs.FUNCTION, "context", "without a folder", "a folder, for runs outside the device")
         source = data.stream(self._data(seed), "train")
-        batches = data.make_loader(source, batch_size=config.batch_size, seed=seed)
+        rows = parallel.process_slice(config.batch_size, mesh)
+        batches = data.make_loader(source, batch_size=config.batch_size, seed=seed, rows=rows)
         jsonl = path / "metrics" / f"{name}.jsonl"
         step = jit_step(self._step(training), mesh=mesh)
         with Checkpointer(path / "checkpoints" / name, keep_last=2) as checkpointer:
@@ -268,9 +268,9 @@ class Problem:
 
     def _test_batches(self, mesh: jax.sharding.Mesh) -> Iterator[Mapping[str, np.ndarray]]:
         source = data.stream(self._data(0), "test")
-        return iter(
-            data.make_loader(source, batch_size=self.config.batch_size, epochs=1, shuffle=False, remainder="pad")
-        )
+        size = self.config.batch_size
+        rows = parallel.process_slice(size, mesh)
+        return iter(data.make_loader(source, batch_size=size, epochs=1, shuffle=False, remainder="pad", rows=rows))
 
 
 class _Keys(NamedTuple):

@@ -16,7 +16,7 @@ from experiments.harness.claims import mean_interval
 __all__ = ["MARKERS", "PALETTE", "band", "figure", "save"]
 
 # Okabe and Ito's palette without its yellow (too light on white), the baseline's black first.
-PALETTE = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#882255", "#44AA99")
+PALETTE = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#7F7F7F", "#44AA99")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 
 _STYLE: Any = {
@@ -44,12 +44,16 @@ def figure(width: float, height: float) -> Iterator[Figure]:
 
 
 def band(
-    axes: Axes, x: Sequence[float] | np.ndarray, values: np.ndarray, *, label: str, color: str, marker: str = ""
+    axes: Axes, x: Sequence[float] | np.ndarray, values: np.ndarray, *, label: str, color: str, log: bool = False
 ) -> None:
-    """Draws the mean over the seeds of `values` `[seeds, points]` with its 95% interval as a band."""
-    intervals = [mean_interval(column) for column in np.asarray(values).T]
-    mean, low, high = np.array(intervals).T
-    axes.plot(x, mean, label=label, color=color, marker=marker)
+    """Draws the mean over the seeds of `values` `[seeds, points]` with its 95% interval as a band.
+
+    With `log` mean and interval are those of the logarithms, for a log axis; values below 1e-6 count as 1e-6.
+    """
+    values = np.log(np.maximum(values, 1e-6)) if log else np.asarray(values)
+    curves = np.array([mean_interval(column) for column in values.T]).T
+    mean, low, high = np.exp(curves) if log else curves
+    axes.plot(x, mean, label=label, color=color)
     axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
 
 

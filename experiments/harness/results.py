@@ -79,6 +79,10 @@ class Results:
         """Mean and 95% interval over the seeds."""
         return claims_module.mean_interval(self.values[method][metric])
 
+    def difference(self, method: str, baseline: str, metric: str) -> Interval:
+        """Mean and 95% interval of the difference to a baseline, paired over the seeds."""
+        return claims_module.mean_interval(self.values[method][metric] - self.values[baseline][metric])
+
     @property
     def verdicts(self) -> list[Verdict]:
         """The verdict on every claim whose two methods were run."""

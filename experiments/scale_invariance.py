@@ -1,0 +1,255 @@
+"""Does momentum slow down scale-invariant weights, and does projection (AdamP, SGDP) stop it?
+
+Of weights that a normalisation follows only the direction counts, not the length. Every step makes them longer, with
+momentum more so, and the longer they are the less the same step turns them. AdamP and SGDP leave out the part of the
+step that points along the weights. Two views: descent on a sphere in three dimensions, where nothing else happens, and
+a network with batch normalisation under a cosine schedule, where length, turn per step and accuracy are measured. There
+is no weight decay, which would shorten the weights again.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import ClassVar, Literal, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+from matplotlib.figure import Figure
+
+from experiments import harness
+from experiments.harness import figures
+from reweight import _checks, optim
+from reweight.losses.classification import cross_entropy
+
+__all__ = ["CLAIMS", "METHODS", "METRICS", "Config", "Descent", "draw", "run", "sphere"]
+
+MOMENTUM = 0.9
+SPHERE_RATES = (0.1, 1.0)
+NEAR = 0.05  # radians
+
+
+class Method(NamedTuple):
+    """The name in figures, an optimizer by its learning rate, whose learning rate it gets, and where it runs."""
+
+    label: str
+    optimizer: Callable[[optax.ScalarOrSchedule], optax.GradientTransformation]
+    family: Literal["sgd", "adam"] = "sgd"
+    on_sphere: bool = True
+    in_network: bool = True
+
+
+METHODS: dict[str, Method] = {
+    "gd": Method("SGD without momentum", optax.sgd),
+    "sgd": Method("SGD with momentum", functools.partial(optax.sgd, momentum=MOMENTUM)),
+    # As in the paper, where the buffer of the momentum is not projected, and as in the authors' package, where it is.
+    "sgdp": Method("SGDP", functools.partial(optim.sgdp, momentum=MOMENTUM, project_buffer=False)),
+    "sgdp_buffer": Method("SGDP, projected buffer", functools.partial(optim.sgdp, momentum=MOMENTUM), in_network=False),
+    "adam": Method("Adam", optax.adam, family="adam", on_sphere=False),
+    "adamp": Method("AdamP", optim.adamp, family="adam", on_sphere=False),
+}
+
+METRICS = (
+    *(
+        metric
+        for rate in SPHERE_RATES
+        for metric in (
+            harness.Metric(f"sphere_length_{rate:g}", "final length", None, table=f"sphere, learning rate {rate:g}"),
+            harness.Metric(
+                f"sphere_steps_{rate:g}", "steps to the target", "lower", digits=1,
+                table=f"sphere, learning rate {rate:g}",
+            ),
+        )
+    ),
+    harness.Metric("growth", "final length / initial length", None, table="network", digits=3),
+    harness.Metric("turn", "turn per step in the middle half, mrad", None, table="network"),
+    harness.Metric("accuracy", "test accuracy", percent=True, table="network"),
+)  # fmt: skip
+
+_claim = functools.partial(harness.Claim, "Heo et al. 2021, arXiv 2006.08217")
+CLAIMS = (
+    _claim("sgd", "gd", "sphere_length_0.1", "higher"),
+    _claim("sgd", "gd", "sphere_length_1", "higher"),
+    _claim("sgdp", "sgd", "sphere_length_0.1", "lower"),
+    _claim("sgdp", "sgd", "sphere_length_1", "lower"),
+    _claim("sgdp", "sgd", "sphere_steps_0.1", "lower"),
+    _claim("sgdp", "sgd", "sphere_steps_1", "lower"),
+    _claim("sgdp_buffer", "sgd", "sphere_steps_0.1", "lower"),
+    _claim("sgdp_buffer", "sgd", "sphere_steps_1", "lower"),
+    _claim("sgd", "gd", "growth", "higher"),
+    _claim("sgdp", "sgd", "growth", "lower"),
+    _claim("adamp", "adam", "growth", "lower"),
+    _claim("sgdp", "sgd", "turn", "higher"),
+    _claim("adamp", "adam", "turn", "higher"),
+    _claim("sgdp", "sgd", "accuracy", "higher"),
+    _claim("adamp", "adam", "accuracy", "higher"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(harness.ClassifierConfig):
+    """The options of the experiment."""
+
+    table: ClassVar[tuple[str, ...]] = tuple(METHODS)
+
+    steps: int = 500
+    learning_rate: float = 0.5
+    """The learning rate of SGD and SGDP in the network at the start; it falls to 0 along a cosine."""
+    adam_learning_rate: float = 0.01
+    """The learning rate of Adam and AdamP at the start."""
+    sphere_seeds: int = 20
+    """How many random starts and targets on the sphere."""
+    sphere_steps: int = 100
+    """Steps on the sphere."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low = functools.partial(_checks.number, "experiments.Config", low=1, integer=True)
+        low("sphere_seeds", self.sphere_seeds)
+        low("sphere_steps", self.sphere_steps)
+        _checks.number(
+            "experiments.Config", "adam_learning_rate", self.adam_learning_rate, low=0, open_low=True, open_high=True
+        )
+
+    @classmethod
+    def smoke(cls) -> Self:
+        """Two seeds, a few steps."""
+        return cls(seeds=2, steps=20, sphere_seeds=3, sphere_steps=20)
+
+
+class Descent(NamedTuple):
+    """A descent on the sphere: after every step the length of the weights and their angle to the target, in radians."""
+
+    length: Float[Array, " steps"]
+    angle: Float[Array, " steps"]
+
+
+def sphere(key: PRNGKeyArray, optimizer: optax.GradientTransformation, *, steps: int) -> Descent:
+    r"""Descends :math:`f(w) = -\cos(w, w^*)` in three dimensions from a random unit vector to another.
+
+    Args:
+      key: draws the start and the target.
+      optimizer: an optax transformation; it sees `w` as a kernel `[3, 1]`.
+      steps: how many steps.
+
+    Returns:
+      Length and angle after each step.
+    """
+    start, target = (x / jnp.linalg.norm(x) for x in jax.random.normal(key, (2, 3, 1)))
+
+    def loss(params: dict[str, Array]) -> Array:
+        return -jnp.sum(params["kernel"] * target) / jnp.linalg.norm(params["kernel"])
+
+    def step(
+        carry: tuple[dict[str, Array], optax.OptState], _: None
+    ) -> tuple[tuple[dict[str, Array], optax.OptState], Descent]:
+        params, state = carry
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        params = optax.apply_updates(params, updates)
+        length = jnp.linalg.norm(params["kernel"])
+        unit = params["kernel"] / length
+        # Of two unit vectors: exact for small angles, where the arc cosine of their product is not.
+        angle = 2 * jnp.arctan2(jnp.linalg.norm(unit - target), jnp.linalg.norm(unit + target))
+        return (params, state), Descent(length, angle)
+
+    params = {"kernel": start}
+    return jax.lax.scan(step, (params, optimizer.init(params)), length=steps)[1]
+
+
+def _steps_until_near(angles: np.ndarray) -> np.ndarray:
+    """The number of steps after which the angle stays small, of every row of `[seeds, steps]`."""
+    far = angles >= NEAR
+    return np.where(far.any(axis=1), angles.shape[1] - np.argmax(far[:, ::-1], axis=1), 0)
+
+
+def _kernels(tree: object) -> Float[Array, " rows"]:
+    """The entries of a tree of values a channel that belong to kernels with a normalisation behind them."""
+    leaves = [(optim.path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    return jnp.concatenate([x.ravel() for name, x in leaves if name.endswith("kernel") and not name.startswith("head")])
+
+
+def _measure(before: object, after: object) -> dict[str, Array]:
+    updates = jax.tree.map(lambda new, old: new - old, after, before)
+    return {
+        "length": jnp.mean(_kernels(optim.channel_norms(after))),
+        "turn": jnp.mean(_kernels(optim.effective_step(before, updates))),
+    }
+
+
+def run(config: Config, context: harness.Context | None = None) -> harness.Results:
+    """Runs every method on the sphere and in the network."""
+    context = harness.Context() if context is None else context
+    values: dict[str, dict[str, np.ndarray]] = {name: {} for name in config.chosen}
+    curves: dict[str, np.ndarray] = {}
+    keys = jax.random.split(jax.random.key(0), config.sphere_seeds)
+    for name in config.chosen:
+        for rate in SPHERE_RATES if METHODS[name].on_sphere else ():
+            descend = functools.partial(sphere, optimizer=METHODS[name].optimizer(rate), steps=config.sphere_steps)
+            length, angle = map(np.asarray, jax.jit(jax.vmap(descend))(keys))
+            values[name][f"sphere_length_{rate:g}"] = length[:, -1]
+            values[name][f"sphere_steps_{rate:g}"] = _steps_until_near(angle)
+            curves |= {f"sphere_length_{rate:g}/{name}": length, f"sphere_angle_{rate:g}/{name}": angle}
+
+    networks = [name for name in config.chosen if METHODS[name].in_network]
+    with context.bar(len(networks) * config.total_steps) as inner:
+        problem = harness.Problem(config, inner, options={"norm": "batch"}, records=100)
+        initial = jax.vmap(lambda params: jnp.mean(_kernels(optim.channel_norms(params))))(problem.initial[0])
+        for name in networks:
+            method = METHODS[name]
+            rate = config.learning_rate if method.family == "sgd" else config.adam_learning_rate
+            training = harness.Training(method.optimizer(config.cosine(rate)), cross_entropy, measure=_measure)
+            outcome = problem.train(name, training)
+            growth = outcome.metrics["length"] / np.asarray(initial)[:, None]
+            middle = (outcome.steps > config.steps / 4) & (outcome.steps <= 3 * config.steps / 4)
+            values[name]["growth"] = growth[:, -1]
+            values[name]["turn"] = 1000 * outcome.metrics["turn"][:, middle].mean(axis=1)
+            values[name]["accuracy"] = outcome.recalls.mean(axis=1)
+            curves |= {f"growth/{name}": growth, f"turn/{name}": 1000 * outcome.metrics["turn"]}
+            curves["network_steps"] = outcome.steps
+    return harness.Results(
+        experiment="scale_invariance",
+        question=(__doc__ or "").splitlines()[0],
+        config=dataclasses.asdict(config),
+        metrics=METRICS,
+        values=values,
+        claims=CLAIMS,
+        curves=curves,
+        labels={name: method.label for name, method in METHODS.items()},
+    )
+
+
+def draw(results: harness.Results) -> Figure:
+    """Above the sphere, below the network; left the length of the weights, right how fast they turn."""
+    rate = f"{SPHERE_RATES[-1]:g}"
+    curves = results.curves
+    panels = (
+        (f"sphere_length_{rate}", f"Sphere, learning rate {rate}: length of the weights", "length", False),
+        (f"sphere_angle_{rate}", f"Sphere, learning rate {rate}: angle to the target", "radians", True),
+        ("growth", "Network: length of the weights", "length / initial length", False),
+        ("turn", "Network: turn of the weights per step", "milliradians", True),
+    )
+    with figures.figure(9.6, 6.2) as drawn:
+        grid = drawn.subplots(2, 2)
+        for axes, (quantity, title, unit, log) in zip(grid.flat, panels, strict=True):
+            for color, name in zip(figures.PALETTE, METHODS, strict=False):
+                if f"{quantity}/{name}" not in curves:
+                    continue
+                values = curves[f"{quantity}/{name}"]
+                at = curves["network_steps"] if quantity in ("growth", "turn") else np.arange(1, values.shape[1] + 1)
+                # At the very end the learning rate is 0 and nothing turns.
+                shown = slice(None, -1) if log else slice(None)
+                figures.band(axes, at[shown], values[:, shown], label=results.label(name), color=color, log=log)
+            if log:
+                axes.set_yscale("log")
+            axes.set(title=title, xlabel="step", ylabel=unit)
+        grid[0, 1].axhline(NEAR, color="#999999", linewidth=0.8, linestyle=":")
+        grid[0, 1].set_ylim(1e-4, None)
+        grid[0, 0].legend(title=None)
+        grid[1, 0].legend()
+    return drawn
+
+
+if __name__ == "__main__":
+    harness.main("scale_invariance", config=Config, run=run, draw=draw)
