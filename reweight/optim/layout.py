@@ -128,7 +128,7 @@ def path_name(path: KeyPath) -> str:
 
 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_VECTORS = frozenset({"b", "beta", "bias", "gamma", "mean", "scale", "slope", "var"})
+_VECTORS = frozenset({"beta", "bias", "gamma", "mean", "scale", "slope", "var"})
 _TABLES = frozenset({"embed", "embedding", "embeddings", "wpe", "wte"})
 # Projections of flax's attention to [heads, head_dim]: the input is the one contracted axis.
 _TO_HEADS = frozenset({"k", "key", "kv", "q", "qkv", "query", "v", "value"})
@@ -136,6 +136,11 @@ _TO_HEADS = frozenset({"k", "key", "kv", "q", "qkv", "query", "v", "value"})
 
 def _words(key: str) -> list[str]:
     return [word.lower() for word in _WORDS.findall(key)]
+
+
+def _is_vector(keys: tuple[str, ...]) -> bool:
+    words = _words(keys[-1]) if keys else []
+    return words == ["b"] or (bool(words) and words[-1] in _VECTORS)
 
 
 def _kernel_name(keys: tuple[str, ...]) -> str:
@@ -149,12 +154,10 @@ def _kernel_name(keys: tuple[str, ...]) -> str:
 def _layout(path: KeyPath, leaf: Any, batch: int) -> ParamLayout:
     """The flax layout of a leaf whose first `batch` axes are copies."""
     keys, ndim = _keys(path), jnp.ndim(leaf)
-    words = _words(keys[-1]) if keys else []
-    last = words[-1] if words else ""
     copies = tuple(range(min(batch, ndim)))
-    if ndim - batch < 2 or last in _VECTORS or not jnp.issubdtype(leaf.dtype, jnp.floating):
+    if ndim - batch < 2 or _is_vector(keys) or not jnp.issubdtype(leaf.dtype, jnp.floating):
         return ParamLayout((), copies, project=False)
-    if last in _TABLES:
+    if keys and not _TABLES.isdisjoint(_words(keys[-1])[-1:]):
         return ParamLayout((ndim - 1,), copies)
     name = _kernel_name(keys)
     if name in _TO_HEADS and ndim - batch > 2:
@@ -232,9 +235,8 @@ def default_layout(path: KeyPath, leaf: Any) -> ParamLayout:
       The layout.
     """
     keys = _keys(path)
-    kinds = {_stack_kind(key, following) for key, following in zip(keys, (*keys[1:], ""), strict=True)}
-    vector = bool(keys) and bool(words := _words(keys[-1])) and words[-1] in _VECTORS
-    room = jnp.ndim(leaf) - (1 if vector else 2)
+    kinds = {_stack_kind(key, following) for key, following in zip(keys, (*keys, "")[1:], strict=True)}
+    room = jnp.ndim(leaf) - (1 if _is_vector(keys) else 2)
     return _layout(path, leaf, max(0, min(len(kinds - {None}), room)))
 
 

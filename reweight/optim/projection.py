@@ -48,14 +48,25 @@ class Leaf(NamedTuple):
 
 
 def flatten(
-    function: str, params: Tree, updates: Tree, layout: LayoutRule | None, mask: DecayMask | None
+    function: str,
+    params: Tree,
+    updates: Tree,
+    layout: LayoutRule | None,
+    mask: DecayMask | None,
+    *,
+    argument: str = "updates",
 ) -> tuple[list[Leaf | None], Any]:
     """Brings parameters, gradients, layouts and the decay mask together; None where a gradient is absent."""
     if params is None:
-        _checks.fail(function, "params", "None", "the parameters, as third argument of `update`")
+        _checks.fail(
+            function,
+            "params",
+            "None",
+            "a tree of arrays; `update` of an optimizer takes the parameters as its third argument",
+        )
     rule = default_layout if layout is None else layout
     paths, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_none)
-    grads = leaves_like(function, "updates", updates, treedef)
+    grads = leaves_like(function, argument, updates, treedef)
     mask = mask(params) if callable(mask) else mask
     decays = (
         [True] * len(paths) if mask is None else jax.tree.leaves(jax.tree.broadcast(mask, params, is_leaf=_is_none))
@@ -67,7 +78,9 @@ def flatten(
             continue
         name = path_name(path) or "params"
         if jnp.shape(grad) != jnp.shape(param):
-            _checks.fail(function, f"updates: {name}", f"of shape {jnp.shape(grad)}", f"the shape {jnp.shape(param)}")
+            _checks.fail(
+                function, f"{argument}: {name}", f"of shape {jnp.shape(grad)}", f"the shape {jnp.shape(param)}"
+            )
         leaves.append(Leaf(name, leaf_layout(function, rule, path, param), bool(decay), param, grad))
     return leaves, treedef
 

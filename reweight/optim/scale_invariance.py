@@ -54,9 +54,14 @@ def named_views(
 
 
 def _per_channel(
-    function: str, measure: Callable[[Array, Array, tuple[int, ...]], Array], params: Tree, other: Tree, layout: Any
+    function: str,
+    argument: str,
+    measure: Callable[[Array, Array, tuple[int, ...]], Array],
+    params: Tree,
+    other: Tree,
+    layout: Any,
 ) -> Tree:
-    leaves, treedef = flatten(function, params, other, layout, None)
+    leaves, treedef = flatten(function, params, other, layout, None, argument=argument)
     results: list[Array | None] = []
     for leaf in leaves:
         if leaf is None or not leaf.layout.project:
@@ -84,7 +89,9 @@ def channel_norms(params: Tree, *, layout: LayoutRule | None = None) -> Tree:
     Raises:
       ValueError: if a layout does not fit its parameter.
     """
-    return _per_channel("optim.channel_norms", lambda param, _, axes: _norm(param, axes), params, params, layout)
+    return _per_channel(
+        "optim.channel_norms", "params", lambda param, _, axes: _norm(param, axes), params, params, layout
+    )
 
 
 def norm_growth(params: Tree, initial: Tree, *, layout: LayoutRule | None = None) -> Tree:
@@ -103,13 +110,11 @@ def norm_growth(params: Tree, initial: Tree, *, layout: LayoutRule | None = None
       ValueError: if the two trees differ in structure or shapes.
     """
 
-    _checks.same_structure("optim.norm_growth", "initial", initial, params, like_name="params")
-
     def growth(param: Array, before: Array, axes: tuple[int, ...]) -> Array:
         start = _norm(before, axes)
         return jnp.where(start == 0, 1, _norm(param, axes) / jnp.where(start == 0, 1, start))
 
-    return _per_channel("optim.norm_growth", growth, params, initial, layout)
+    return _per_channel("optim.norm_growth", "initial", growth, params, initial, layout)
 
 
 def effective_step(params: Tree, updates: Tree, *, layout: LayoutRule | None = None) -> Tree:
@@ -139,4 +144,4 @@ def effective_step(params: Tree, updates: Tree, *, layout: LayoutRule | None = N
         turned = jnp.arctan2(_norm(change - along * unit, axes), jnp.squeeze(norm + along, axes))
         return jnp.where(jnp.squeeze(norm, axes) == 0, 0, turned)
 
-    return _per_channel("optim.effective_step", angle, params, updates, layout)
+    return _per_channel("optim.effective_step", "updates", angle, params, updates, layout)
