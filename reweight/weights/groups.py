@@ -62,8 +62,7 @@ def group_means(
     kept = base.keep(values, mask, function, "values")
     _checks.number(function, "num_groups", num_groups, low=1, integer=True)
     ids = base.integer_ids(function, "groups", groups, values, "values")
-    kept &= (ids >= 0) & (ids < num_groups)
-    ids = jnp.where(kept, ids, 0).reshape(-1)
+    ids = jnp.where(kept, ids, num_groups).reshape(-1)  # segment_sum drops ids out of range
     value = jnp.where(kept, values, 0).astype(_checks.accumulation_dtype(values)).reshape(-1)
     sums = jax.ops.segment_sum(value, ids, num_groups)
     counts = jax.ops.segment_sum(kept.astype(value.dtype).reshape(-1), ids, num_groups)

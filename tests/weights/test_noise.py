@@ -34,17 +34,16 @@ def test_a_rate_of_one_keeps_all_and_of_zero_the_smallest():
     np.testing.assert_array_equal(weights.small_loss_weights(losses, keep_rate=0.0), [0, 3, 0])
 
 
-@pytest.mark.parametrize("tenths", range(1, 11))
-def test_no_example_is_lost_to_the_rounding_of_a_decimal_rate(tenths):
-    for size in (10, 1000, 100_000):
-        w = weights.small_loss_weights(jnp.arange(size, dtype=jnp.float32), keep_rate=tenths / 10)
-        assert np.sum(np.asarray(w) > 0) == tenths * size // 10
+@pytest.mark.parametrize("hundredths", [10, 53, 59, 70, 100])
+def test_no_example_is_lost_to_the_rounding_of_a_decimal_rate(hundredths):
+    w = weights.small_loss_weights(jnp.arange(100, dtype=jnp.float32), keep_rate=hundredths / 100)
+    assert np.sum(np.asarray(w) > 0) == hundredths
 
 
 def test_infinite_losses_come_last_but_before_masked_ones():
-    losses = np.float32([np.inf, 1, 0, 0])
-    w = weights.small_loss_weights(losses, keep_rate=1.0, mask=np.array([1, 1, 0, 1]))
-    np.testing.assert_array_equal(w, [1, 1, 0, 1])
+    losses = np.float32([0, np.inf, 1, 0])
+    w = weights.small_loss_weights(losses, keep_rate=1.0, mask=np.array([0, 1, 1, 1]))
+    np.testing.assert_array_equal(w, [0, 1, 1, 1])
 
 
 def test_a_schedule_moves_with_the_batches_and_not_with_empty_ones():
