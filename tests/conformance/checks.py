@@ -145,8 +145,10 @@ def bfloat16(probe: Probe) -> Findings:
     if probe.case.bf16 is None or not any(is_float(array) for array in probe.arrays().values()):
         return
     arrays = cast(probe.arrays(), jnp.bfloat16)
-    narrow = probe.run(arrays, dtype=jnp.bfloat16)
     wide = probe.run({name: np.asarray(a, np.float32) if is_float(a) else a for name, a in arrays.items()})
+    if probe.case.mask is not None:
+        arrays[probe.case.mask] = arrays[probe.case.mask].astype(np.float64)
+    narrow = probe.run(arrays, dtype=jnp.bfloat16)
     for leaf in jax.tree.leaves(narrow.value):
         if is_float(leaf) and jnp.finfo(leaf.dtype).bits < 32:
             yield f"from bfloat16 comes {leaf.dtype}"
@@ -228,6 +230,12 @@ def mask(probe: Probe) -> Findings:
             dirty[name] = array
         came = probe.run(dirty, state)
         yield from list(compare_outcomes(f"{label} behind the mask", came, wanted, EXACT))[:2]
+        if label == "NaN":
+            # XLA reads the product with a boolean mask as a selection, and hides what the product with numbers does.
+            numbers = {**arrays, probe.case.mask: keep.astype(np.float64)}
+            clean = probe.run(numbers, dtype=jnp.bfloat16)
+            came = probe.run({**dirty, probe.case.mask: numbers[probe.case.mask]}, dtype=jnp.bfloat16)
+            yield from list(compare_outcomes("NaN behind a mask of numbers", came, clean, EXACT))[:2]
 
 
 def masked_is_absent(probe: Probe) -> Findings:
