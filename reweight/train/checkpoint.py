@@ -146,7 +146,7 @@ class Checkpointer:
         *,
         data: Any = None,
         writers: Json = None,
-        metrics: Mapping[str, float] | None = None,
+        metrics: Mapping[str, Any] | None = None,
     ) -> None:
         """Writes a checkpoint. On several processes all of them call it.
 
@@ -155,15 +155,18 @@ class Checkpointer:
           state: the state after that many steps.
           data: the state of this process's data iterator: bytes, or what `json` can write.
           writers: the positions of the metric writers; the main process's are kept.
-          metrics: named numbers; the best checkpoint is chosen by `best_metric` among them.
+          metrics: named numbers, of which `best_metric` is one, or none; what is not a scalar is left out.
 
         Raises:
-          ValueError: if there is a checkpoint at this step or a later one.
+          ValueError: if there is a checkpoint at this step or a later one, or the metrics lack the best metric.
         """
         latest = self.latest()
         if latest is not None and step <= latest:
             _checks.fail("train.Checkpointer.save", "step", f"{step}", f"a step after the latest checkpoint, {latest}")
-        metrics = {name: float(value) for name, value in (metrics or {}).items()}
+        metrics = {name: float(value) for name, value in (metrics or {}).items() if np.ndim(value) == 0}
+        if metrics and self.best_metric is not None and self.best_metric not in metrics:
+            allowed = f"numbers with the best metric, {self.best_metric!r}, among them"
+            _checks.fail("train.Checkpointer.save", "metrics", f"of names {sorted(metrics)}", allowed)
         arrays, keys = _arrays(state)
         sums = jax.device_get(_checksums(arrays))
         run = {

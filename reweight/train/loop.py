@@ -66,6 +66,7 @@ def fit(
 
     A run that is killed at any moment and started again with the same arguments ends with the same bits in its state
     and in its metrics as one that was not: state, data iterator and the length of the metrics come from one checkpoint.
+    (As far as the device repeats itself: on GPUs that takes `XLA_FLAGS=--xla_gpu_deterministic_ops=true`.)
     On SIGTERM the step in progress is finished, a checkpoint is written and `fit` returns; on several processes all of
     them stop after the same step.
 
@@ -90,8 +91,8 @@ def fit(
       The last state, and whether the run was preempted.
 
     Raises:
-      ValueError: if arguments contradict each other, the batches end too early, or the metrics file is not that of the
-        run.
+      ValueError: if arguments contradict each other, the batches end too early, the checkpoint is past `num_steps`, or
+        the metrics file is not that of the run.
       CheckpointError: if the checkpoint can't be used; it says why, and which others there are.
     """
     _check_arguments(num_steps, log_every, eval_fn, eval_every, checkpointer, checkpoint_every, resume, batches)
@@ -103,7 +104,7 @@ def fit(
         stop = stack.enter_context(_StopRequest())
         for writer in writers:
             stack.callback(writer.close)
-        state, number = _begin(state, batches, writers, checkpointer, resume)
+        state, number = _begin(state, batches, writers, checkpointer, resume, num_steps)
         if checkpointer is not None:
             stack.callback(checkpointer.wait)
         show = stack.enter_context(_progress_bar(num_steps, number, shown))
@@ -167,6 +168,7 @@ def _begin(
     writers: Sequence[Writer],
     checkpointer: Checkpointer | None,
     resume: bool | int,
+    num_steps: int,
 ) -> tuple[TrainState, int]:
     """The state to go on from and its step; the iterator and the writers are put to the same place."""
     if checkpointer is None or (checkpointer.latest() is None and isinstance(resume, bool)):
@@ -179,6 +181,8 @@ def _begin(
             checkpointer.wait()
         return state, 0
     restored = checkpointer.restore(state, step=None if resume is True else resume)
+    if restored.step > num_steps:
+        _checks.fail("train.fit", "num_steps", f"{num_steps}", f"at least the step of the checkpoint, {restored.step}")
     checkpointer.discard_after(restored.step)
     batches.set_state(restored.data)  # type: ignore[attr-defined]
     if writers:
@@ -241,8 +245,10 @@ def _progress_bar(total: int, start: int, shown: bool) -> Iterator[Callable[[int
 
 
 def _on_mesh(state: TrainState, mesh: Mesh) -> TrainState:
+    devices = set(mesh.devices.flat)
+
     def place(x: jax.Array) -> jax.Array:
-        if isinstance(x.sharding, NamedSharding) and x.sharding.mesh.devices.tolist() == mesh.devices.tolist():
+        if isinstance(x.sharding, NamedSharding) and x.sharding.device_set == devices:
             return x
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):  # which JAX does not put onto the devices of other hosts
             return jax.random.wrap_key_data(place(jax.random.key_data(x)), impl=jax.random.key_impl(x))

@@ -87,6 +87,13 @@ def test_the_last_and_the_best_are_kept(tmp_path):
         assert (checkpointer.steps(), checkpointer.best()) == ([0, 6], 0)
 
 
+def test_the_best_metric_must_be_among_the_metrics(tmp_path):
+    with Checkpointer(tmp_path, best_metric="accuracy") as checkpointer:
+        checkpointer.save(1, start(), metrics={"accuracy": 0.5, "recall": np.array([0.2, 0.8])})
+        with pytest.raises(ValueError, match=r"`metrics` is of names \['loss'\]; allowed: .* 'accuracy', among them"):
+            checkpointer.save(2, start(), metrics={"loss": 0.5})
+
+
 def test_a_step_is_written_once(copied):
     with Checkpointer(copied[0], config=CONFIG) as checkpointer:
         with pytest.raises(ValueError, match="`step` is 3; allowed: a step after the latest checkpoint, 3"):

@@ -109,6 +109,12 @@ def test_a_finished_run_can_be_lengthened(tmp_path):
     assert records(tmp_path / "twice" / "metrics.jsonl") == records(tmp_path / "once" / "metrics.jsonl")
 
 
+def test_a_run_past_its_last_step_is_refused(tmp_path):
+    run(tmp_path, num_steps=6)
+    with pytest.raises(ValueError, match="`num_steps` is 5; allowed: at least the step of the checkpoint, 6"):
+        run(tmp_path, num_steps=5)
+
+
 def test_a_run_goes_on_from_an_older_checkpoint_when_told_to(tmp_path):
     whole = run(tmp_path)
     found = records(tmp_path / "metrics.jsonl")
