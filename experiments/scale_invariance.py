@@ -225,29 +225,28 @@ def draw(results: harness.Results) -> Figure:
     rate = f"{SPHERE_RATES[-1]:g}"
     curves = results.curves
     panels = (
-        (f"sphere_length_{rate}", f"Sphere, learning rate {rate}: length of the weights", "length", False),
-        (f"sphere_angle_{rate}", f"Sphere, learning rate {rate}: angle to the target", "radians", True),
-        ("growth", "Network: length of the weights", "length / initial length", False),
-        ("turn", "Network: turn of the weights per step", "milliradians", True),
+        (f"sphere_length_{rate}", f"Sphere, learning rate {rate}: length of the weights", "length", None),
+        (f"sphere_angle_{rate}", f"Sphere, learning rate {rate}: angle to the target", "radians", 1e-4),
+        ("growth", "Network: length of the weights", "length / initial length", None),
+        ("turn", "Network: turn of the weights per step", "milliradians", 0.03),
     )
-    with figures.figure(9.6, 6.2) as drawn:
+    named = {}
+    with figures.figure(9.6, 6.4) as drawn:
         grid = drawn.subplots(2, 2)
-        for axes, (quantity, title, unit, log) in zip(grid.flat, panels, strict=True):
+        for axes, (quantity, title, unit, lowest) in zip(grid.flat, panels, strict=True):
             for color, name in zip(figures.PALETTE, METHODS, strict=False):
                 if f"{quantity}/{name}" not in curves:
                     continue
                 values = curves[f"{quantity}/{name}"]
                 at = curves["network_steps"] if quantity in ("growth", "turn") else np.arange(1, values.shape[1] + 1)
-                # At the very end the learning rate is 0 and nothing turns.
-                shown = slice(None, -1) if log else slice(None)
-                figures.band(axes, at[shown], values[:, shown], label=results.label(name), color=color, log=log)
-            if log:
+                label = results.label(name)
+                named[label] = figures.band(axes, at, values, label=label, color=color, log=lowest is not None)
+            if lowest is not None:
                 axes.set_yscale("log")
+                axes.set_ylim(lowest, None)
             axes.set(title=title, xlabel="step", ylabel=unit)
         grid[0, 1].axhline(NEAR, color="#999999", linewidth=0.8, linestyle=":")
-        grid[0, 1].set_ylim(1e-4, None)
-        grid[0, 0].legend(title=None)
-        grid[1, 0].legend()
+        drawn.legend(named.values(), named, loc="outside lower center", ncols=len(METHODS))
     return drawn
 
 

@@ -7,7 +7,7 @@ through the loop on the host, with batches from the loader, sharded over the mes
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -155,18 +155,24 @@ class Problem:
 
         return jax.jit(jax.vmap(one))(jnp.arange(self.config.seeds))
 
+    def _hits(self, params: Tree, extra: Tree, batch: Mapping[str, Array]) -> Float[Array, "2 classes"]:
+        """Of each class, how many examples of a batch are classified rightly and how many there are."""
+        logits, _ = self._apply(params, extra, batch["inputs"])
+        labels, keep = batch["labels"], batch.get("mask")
+        ones = jnp.ones(labels.shape) if keep is None else jnp.asarray(keep, jnp.float32)
+        right = ones * (jnp.argmax(logits, axis=-1) == labels)
+        return jnp.stack([jax.ops.segment_sum(x, labels, self.info.num_classes) for x in (right, ones)])
+
     @functools.cached_property
-    def _hits(self) -> Callable[[Tree, Tree, Mapping[str, Array]], Float[Array, "2 classes"]]:
-        """Of each class, how many examples of a batch are classified rightly and how many there are; compiled."""
+    def _compiled_hits(self) -> Callable[..., Array]:
+        """`_hits`, for all seeds at once, or for batches on the mesh with the counts on every host."""
+        if self.config.on_device:
+            return jax.jit(jax.vmap(self._hits, (0, 0, None)))
+        return jax.jit(self._hits, out_shardings=parallel.replicated(self._mesh))
 
-        def hits(params: Tree, extra: Tree, batch: Mapping[str, Array]) -> Float[Array, "2 classes"]:
-            logits, _ = self._apply(params, extra, batch["inputs"])
-            labels, keep = batch["labels"], batch.get("mask")
-            ones = jnp.ones(labels.shape) if keep is None else jnp.asarray(keep, jnp.float32)
-            right = ones * (jnp.argmax(logits, axis=-1) == labels)
-            return jnp.stack([jax.ops.segment_sum(x, labels, self.info.num_classes) for x in (right, ones)])
-
-        return jax.jit(jax.vmap(hits, (0, 0, None)) if self.config.on_device else hits)
+    @functools.cached_property
+    def _mesh(self) -> jax.sharding.Mesh:
+        return parallel.make_mesh(self.config.mesh)
 
     def _step(self, training: Training) -> Any:
         def loss_fn(params: Tree, extra: Tree, batch: Mapping[str, Array], key: PRNGKeyArray) -> LossOutput:
@@ -221,13 +227,13 @@ class Problem:
             stacked_arrays=True,
             every=self.every,
         )
-        right, count = np.moveaxis(np.asarray(self._hits(state.params, state.extra, self._test)), 1, 0)
+        right, count = np.moveaxis(np.asarray(self._compiled_hits(state.params, state.extra, self._test)), 1, 0)
         kept = _recorded(config.steps, self.every)
         return Outcome(right / count, {name: x[:, kept - 1] for name, x in metrics.items()}, kept)
 
     def _alone(self, method: str, training: Training, seed: int) -> Outcome:
         config, context = self.config, self.context
-        mesh = parallel.make_mesh(config.mesh)
+        mesh = self._mesh
         params, extra = jax.tree.map(lambda x: x[seed], self.initial)
         state = init_state(params, extra, training.optimizer, training.weighting, _keys(seed).run)
         name = f"{method}-{seed}"
@@ -255,8 +261,11 @@ class Problem:
             raise SystemExit(f"interrupted; go on with --resume {path}")
         context.tick(name, config.steps)
         total = np.zeros((2, self.info.num_classes))
-        for batch in self._test_batches(mesh):
-            total += np.asarray(self._hits(done.state.params, done.state.extra, parallel.shard_batch(batch, mesh)))
+        test = data.stream(self._data(0), "test")
+        size = config.batch_size
+        for batch in data.make_loader(test, batch_size=size, epochs=1, shuffle=False, remainder="pad", rows=rows):
+            hits = self._compiled_hits(done.state.params, done.state.extra, parallel.shard_batch(batch, mesh))
+            total += np.asarray(hits)
         right, count = total
         records = [json.loads(line) for line in jsonl.read_text(encoding="utf-8").splitlines()]
         metrics = {
@@ -265,12 +274,6 @@ class Problem:
             if key.startswith("train/")
         }
         return Outcome(right / count, metrics, np.array([record["step"] for record in records]))
-
-    def _test_batches(self, mesh: jax.sharding.Mesh) -> Iterator[Mapping[str, np.ndarray]]:
-        source = data.stream(self._data(0), "test")
-        size = self.config.batch_size
-        rows = parallel.process_slice(size, mesh)
-        return iter(data.make_loader(source, batch_size=size, epochs=1, shuffle=False, remainder="pad", rows=rows))
 
 
 class _Keys(NamedTuple):

@@ -10,6 +10,8 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from PIL import Image
 
 from experiments.harness.claims import mean_interval
 
@@ -17,7 +19,7 @@ __all__ = ["MARKERS", "PALETTE", "band", "figure", "save"]
 
 # Okabe and Ito's palette without its yellow (too light on white), the baseline's black first.
 PALETTE = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#7F7F7F", "#44AA99")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">")
 
 _STYLE: Any = {
     "font.size": 9,
@@ -45,22 +47,24 @@ def figure(width: float, height: float) -> Iterator[Figure]:
 
 def band(
     axes: Axes, x: Sequence[float] | np.ndarray, values: np.ndarray, *, label: str, color: str, log: bool = False
-) -> None:
+) -> Line2D:
     """Draws the mean over the seeds of `values` `[seeds, points]` with its 95% interval as a band.
 
     With `log` mean and interval are those of the logarithms, for a log axis; values below 1e-6 count as 1e-6.
+    Returns the line, for a legend.
     """
     values = np.log(np.maximum(values, 1e-6)) if log else np.asarray(values)
     curves = np.array([mean_interval(column) for column in values.T]).T
     mean, low, high = np.exp(curves) if log else curves
-    axes.plot(x, mean, label=label, color=color)
     axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+    (line,) = axes.plot(x, mean, label=label, color=color)
+    return line
 
 
 def save(drawn: Figure, path: pathlib.Path, *, dpi: int = 150) -> None:
-    """Writes a PNG, whole or not at all."""
+    """Writes a PNG of 256 colours, whole or not at all."""
     buffer = io.BytesIO()
-    drawn.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    drawn.savefig(buffer, format="png", dpi=dpi)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(buffer.getvalue())
+    Image.open(buffer).convert("RGB").quantize(256).save(temporary, format="png", optimize=True)
     temporary.replace(path)
