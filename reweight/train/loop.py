@@ -183,13 +183,13 @@ def _begin(
     restored = checkpointer.restore(state, step=None if resume is True else resume)
     if restored.step > num_steps:
         _checks.fail("train.fit", "num_steps", f"{num_steps}", f"at least the step of the checkpoint, {restored.step}")
-    checkpointer.discard_after(restored.step)
     batches.set_state(restored.data)  # type: ignore[attr-defined]
     if writers:
         if len(writers) != len(restored.writers):
             _checks.fail("train.fit", "writers", f"of length {len(writers)}", f"the {len(restored.writers)} of the run")
         for writer, position in zip(writers, restored.writers, strict=True):
             writer.begin(restored.step, position)
+    checkpointer.discard_after(restored.step)
     return restored.state, restored.step
 
 
