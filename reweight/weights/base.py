@@ -9,8 +9,8 @@ turns the losses of a batch (and whatever else the scheme looks at, by name) int
     loss = reduce.weighted_mean(losses, w, where=mask, normalizer="count")
 
 Losses have any shape, and each of their entries is an example; ids such as labels broadcast to that shape. Unless a
-scheme says otherwise its weights are non-negative, have mean one over the unmasked examples, are 0 where
-masked, and carry no gradient. A batch that is masked altogether has weights 0 and leaves the state as it was.
+scheme says otherwise its weights are non-negative, have mean one over the unmasked examples, are 0 where masked, and
+carry no gradient. A batch that is masked altogether has weights 0 and leaves the state as it was.
 """
 
 import functools
