@@ -194,7 +194,7 @@ def finish(leaf: Leaf, step: Array, found: Radial | None, weight_decay: Any) -> 
         decay = weight_decay if found is None else weight_decay * found.decay
         step = step + decay * leaf.param.astype(step.dtype)
     views = skipped_views(leaf.layout, leaf.param.shape) if found is None else found.views
-    return Step(step.astype(leaf.grad.dtype), views)
+    return Step(step.astype(jnp.result_type(leaf.grad)), views)
 
 
 def skipped_views(layout: ParamLayout, shape: tuple[int, ...]) -> Int8[Array, " entries"]:
