@@ -166,7 +166,7 @@ def test_float64_stays_float64(x64):
 
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=range(len(GOLDEN["cases"])))
 @pytest.mark.parametrize("mode", reduce.TOKEN_MODES)
-def test_token_modes_agree_with_published_numbers(case, mode, x64):
+def test_token_modes_agree_with_the_golden_numbers(case, mode, x64):
     values = jnp.asarray([[float(v) for v in row] for row in case["inputs"]["tok_loss"]])
     mask = jnp.asarray(case["inputs"]["mask"])
     norm = case["params"]["norm"]

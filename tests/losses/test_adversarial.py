@@ -151,7 +151,7 @@ def golden_problem():
     return loss_fn, theta, x[None], delta[None], {"eps": params["eps"], "barrier": params["c"]}
 
 
-def test_the_barrier_objective_and_its_derivatives_agree_with_published_numbers(x64):
+def test_the_barrier_objective_and_its_derivatives_agree_with_the_golden_numbers(x64):
     loss_fn, theta, x, delta, box = golden_problem()
     expected = GOLDEN["expected"]
 
@@ -166,7 +166,7 @@ def test_the_barrier_objective_and_its_derivatives_agree_with_published_numbers(
 
 
 @pytest.mark.parametrize("mode", ["danskin", "relu", "cg"])
-def test_hypergradients_agree_with_published_numbers(mode, x64):
+def test_hypergradients_agree_with_the_golden_numbers(mode, x64):
     loss_fn, theta, x, delta, box = golden_problem()
     run = jax.jit(functools.partial(adversarial.hypergradient, loss_fn, **box, mode=mode))
     grad = run(theta, x, delta)

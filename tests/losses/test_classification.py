@@ -147,7 +147,7 @@ def test_bfloat16_logits_give_float32_losses():
 
 @pytest.mark.parametrize("case", ADJUSTED, ids=range(len(ADJUSTED)))
 @pytest.mark.parametrize("tau", [1.0, 0.5])
-def test_logit_adjustment_agrees_with_published_numbers(case, tau, x64):
+def test_logit_adjustment_agrees_with_the_golden_numbers(case, tau, x64):
     logits, labels = jnp.array(case["inputs"]["logits"]), jnp.array(case["inputs"]["labels"])
     counts = jnp.array(case["params"]["class_counts"])
 
@@ -198,7 +198,7 @@ def test_the_best_adjusted_scores_are_those_of_balanced_classes():
 
 
 @pytest.mark.parametrize("case", EFFECTIVE, ids=range(len(EFFECTIVE)))
-def test_focal_loss_and_cross_entropy_agree_with_published_numbers(case, x64):
+def test_focal_loss_and_cross_entropy_agree_with_the_golden_numbers(case, x64):
     logits, labels = jnp.array(case["inputs"]["logits"]), jnp.array(case["inputs"]["labels"])
     gamma, expected = case["params"]["focal_gamma"], case["expected"]
     # The stored losses are quotients of numbers of 12 digits, some after a difference.

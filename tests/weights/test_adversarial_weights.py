@@ -12,7 +12,7 @@ from reweight import weights
 GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "doubly_robust_at.json").read_text())["cases"][6]
 
 
-def test_geometry_aware_weights_agree_with_published_numbers(x64):
+def test_geometry_aware_weights_agree_with_the_golden_numbers(x64):
     params = GOLDEN["params"]
     w = weights.gairat_weights(
         jnp.array(GOLDEN["inputs"]["kappa"], jnp.float64), num_steps=params["num_steps"], offset=params["Lambda"]

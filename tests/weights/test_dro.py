@@ -82,7 +82,7 @@ STRENGTHS = {"kl": (0.05, 1.0, 30.0), "cvar": (0.05, 1 / N, 0.3, 3 / N, 0.95), "
 
 
 @pytest.mark.parametrize("case", GOLDEN[:5], ids=range(5))
-def test_kl_dro_agrees_with_published_numbers(case, x64):
+def test_kl_dro_agrees_with_the_golden_numbers(case, x64):
     losses = jnp.array(case["inputs"]["losses"])
     mask = np.array(case["inputs"].get("mask", np.ones(len(losses))))
     w, value, grad = run("kl", losses, case["params"]["r"], mask)
@@ -252,7 +252,7 @@ def test_schemes_reweigh_a_large_batch_as_the_formulas_do():
         np.testing.assert_allclose(w.mean(), 1, rtol=1e-5)
 
 
-def test_the_compositional_normaliser_runs_as_published(x64):
+def test_the_compositional_normaliser_agrees_with_the_golden_numbers(x64):
     case = GOLDEN[5]
     scheme = weights.compositional_kl_dro(temperature=case["params"]["r"], step_size=case["params"]["eta"])
     state = scheme.init()

@@ -19,7 +19,7 @@ class_counts = st.lists(st.integers(1, 10**6), min_size=4, max_size=4)
 
 
 @pytest.mark.parametrize("case", EFFECTIVE, ids=range(len(EFFECTIVE)))
-def test_effective_number_weights_agree_with_published_numbers(case, x64):
+def test_effective_number_weights_agree_with_the_golden_numbers(case, x64):
     params, expected = case["params"], case["expected"]["class_weights"]
     betas, rows = (params["beta_list"], expected) if "beta_list" in params else ([params["beta"]], [expected])
     counts = np.array(params.get("class_counts", case["inputs"].get("class_counts")), np.float64)
@@ -27,7 +27,7 @@ def test_effective_number_weights_agree_with_published_numbers(case, x64):
         np.testing.assert_allclose(weights.effective_number_weights(counts, beta=beta), row, rtol=1e-8)
 
 
-def test_class_balanced_cross_entropy_agrees_with_published_numbers(x64):
+def test_class_balanced_cross_entropy_agrees_with_the_golden_numbers(x64):
     case = ADJUSTED[0]
     logits, labels = jnp.array(case["inputs"]["logits"]), jnp.array(case["inputs"]["labels"])
     counts = jnp.array(case["params"]["class_counts"])
