@@ -1,0 +1,243 @@
+"""Both experiments through their command lines, small; what they leave; and that an interruption changes nothing."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import experiments.__main__ as listing
+from experiments import harness, long_tail, scale_invariance
+from experiments.harness import figures, folder
+from reweight import optim
+from reweight.train import on_device
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+MODULES = {"long_tail": long_tail, "scale_invariance": scale_invariance}
+SMALL = ["--smoke", "--steps", "8", "--batch-size", "16"]
+CURVES = {"long_tail": "class_counts", "scale_invariance": "network_steps"}
+FEW = {"long_tail": ["cross_entropy", "group_dro"], "scale_invariance": ["sgdp_buffer", "adamp"]}
+
+
+def command(name, *words):
+    module = MODULES[name]
+    return harness.main(name, config=module.Config, run=module.run, draw=module.draw, argv=list(words))
+
+
+def only_run(folder, name):
+    (run,) = (folder / name).iterdir()
+    return run
+
+
+@pytest.fixture(scope="module", params=list(MODULES))
+def finished(request, tmp_path_factory):
+    """An experiment run with two methods: its name, its results and its folder."""
+    out = tmp_path_factory.mktemp("runs")
+    words = [*SMALL, "--methods", *FEW[request.param], "--out", str(out), "--store", str(out / "kept")]
+    results = command(request.param, *words)
+    return request.param, results, only_run(out, request.param)
+
+
+def test_a_run_leaves_config_metrics_results_figure_and_checkpoints(finished):
+    name, _, run = finished
+    config = json.loads((run / "config.json").read_text())
+    assert config["steps"] == 8
+    assert config["seeds"] == 2
+    stored = json.loads((run / "results.json").read_text())
+    assert stored["question"] == listing.questions()[name]
+    assert list(stored["methods"]) == FEW[name]
+    assert CURVES[name] in np.load(run / "curves.npz")
+    assert (run / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    trained = FEW[name][-1]
+    assert list((run / "tensorboard" / trained).glob("events*"))
+    assert list((run / "checkpoints" / trained).glob("8"))
+    lines = [json.loads(line) for line in (run / "metrics" / f"{trained}.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert np.shape(lines[-1]["train/loss"]) == (2,)
+
+
+def test_the_results_are_kept_where_asked(finished):
+    name, _, run = finished
+    kept = run.parent.parent / "kept"
+    assert (kept / f"{name}.json").read_text() == (run / "results.json").read_text()
+    assert (kept / f"{name}.png").stat().st_size < 200_000
+
+
+def test_every_value_has_one_finite_number_a_seed(finished):
+    _, results, _ = finished
+    assert results.values
+    for method, values in results.values.items():
+        for metric, numbers in values.items():
+            seeds = 3 if metric.startswith("sphere") else 2
+            assert np.shape(numbers) == (seeds,), (method, metric)
+            assert np.all(np.isfinite(numbers)), (method, metric)
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_an_interrupted_run_ends_with_the_same_numbers(finished, tmp_path, monkeypatch):
+    name, whole, run = finished
+    chunk, done = on_device._chunk, []
+
+    def killed_in_the_second_chunk(*args):
+        if done:
+            raise Killed
+        done.append(True)
+        return chunk(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(on_device, "_chunk", killed_in_the_second_chunk)
+        with pytest.raises(Killed):
+            command(name, *SMALL, "--methods", *FEW[name], "--out", str(tmp_path))
+    resumed = command(name, "--out", str(tmp_path), "--resume", "last")
+    jax.tree.map(np.testing.assert_array_equal, dict(resumed.values), dict(whole.values))
+    again = only_run(tmp_path, name)
+    assert (again / "results.json").read_text() == (run / "results.json").read_text()
+    for method in FEW[name]:
+        file = f"metrics/{method}.jsonl"
+        assert not (run / file).exists() or (again / file).read_text() == (run / file).read_text()
+
+
+def test_a_run_on_a_mesh_goes_through_the_loader_and_can_be_resumed(tmp_path):
+    words = [*SMALL, "--seeds", "1", "--methods", "logit_adjustment", "--out", str(tmp_path), "--mesh", "data=8"]
+    results = command("long_tail", *words)
+    assert 0 <= results.values["logit_adjustment"]["balanced_accuracy"][0] <= 1
+    resumed = command("long_tail", "--out", str(tmp_path), "--resume", "last")
+    jax.tree.map(np.testing.assert_array_equal, dict(resumed.values), dict(results.values))
+
+
+def test_the_table_has_intervals_and_a_verdict_for_every_claim(finished, capsys):
+    name, results, run = finished
+    command(name, "--out", str(run.parent.parent), "--resume", str(run))
+    printed = capsys.readouterr().out
+    assert results.question in printed
+    assert "mean ± 95% interval over 2 seeds" in printed
+    assert all(method in printed for method in FEW[name])
+    assert printed.count("shown") == len(results.verdicts)
+    assert str(run) in printed
+
+
+@pytest.mark.parametrize("name", list(MODULES))
+def test_help_says_the_question_the_methods_and_the_options(name, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        command(name, "--help")
+    said = capsys.readouterr().out
+    assert listing.questions()[name].split(",")[0] in said
+    assert "sgdp" in said or "group_dro" in said
+    for option in ("--smoke", "--seeds", "--methods", "--mesh", "--resume", "--data", "--model", "--steps", "--store"):
+        assert option in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--methods", "cross_entropy", "magic"], "`methods` is 'magic'; allowed: one of 'cross_entropy'"),
+        (["--model", "vit"], "`model` is 'vit'; allowed: one of 'mlp'"),
+        (["--data", "mnist"], "`name` is 'mnist'; allowed: one of digits"),
+        (["--seeds", "0"], "`seeds` is 0"),
+        (["--steps", "0"], "`steps` is 0"),
+        (["--batch-size", "-4"], "`batch_size` is -4"),
+        (["--learning-rate", "0"], "`learning_rate` is 0"),
+        (["--ratio", "0.5"], "`ratio` is 0.5"),
+        (["--resume", "last"], "`resume` is 'last'"),
+        (["--resume", "nowhere"], "`resume` is 'nowhere'"),
+    ],
+)
+def test_a_wrong_option_is_one_line_that_names_it(words, message, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command("long_tail", *words, "--out", str(tmp_path))
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_methods_are_refused_in_code_too():
+    with pytest.raises(ValueError, match="`methods` is 'magic'; allowed: one of 'gd', 'sgd'"):
+        scale_invariance.Config(methods=("magic",))
+
+
+def test_a_resumed_run_keeps_its_config(finished, capsys):
+    name, _, run = finished
+    with pytest.raises(SystemExit, match="2"):
+        command(name, "--resume", str(run), "--steps", "9")
+    assert "`steps` is 9; allowed: 8, as in the run to resume" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("damage", ["{", '{"seeds": 3}', "[]"])
+def test_a_damaged_config_is_refused(damage, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(damage)
+    with pytest.raises(ValueError, match="not a config"):
+        folder.read_config(run, long_tail.Config)
+
+
+def test_the_package_lists_its_questions():
+    command = [sys.executable, "-m", "experiments"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    for name, module in MODULES.items():
+        assert name in said
+        assert module.__doc__.splitlines()[0].split(",")[0] in said
+
+
+@pytest.mark.parametrize("name", list(MODULES))
+def test_the_released_results_are_those_of_the_module_as_it_is(name):
+    stored = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
+    module = MODULES[name]
+    assert stored["config"] == json.loads(json.dumps(dataclasses.asdict(module.Config())))
+    assert list(stored["methods"]) == list(module.METHODS)
+    claims = [harness.Claim(*(claim[field] for field in harness.Claim._fields)) for claim in stored["claims"]]
+    assert claims == list(module.CLAIMS)
+    values = {
+        method: {metric: np.array(entry["values"]) for metric, entry in metrics.items()}
+        for method, metrics in stored["methods"].items()
+    }
+    for claim, entry in zip(module.CLAIMS, stored["claims"], strict=True):
+        verdict = harness.judge(claim, values)
+        assert verdict.seeds >= 5
+        assert verdict.as_dict() == entry
+    assert (ROOT / "docs" / "results" / f"{name}.png").stat().st_size < 200_000
+
+
+def test_scores_of_recalls():
+    counts = np.array([10.0, 100.0, 1.0])  # the third class is the tail, the second the head
+    scores = long_tail._scores(np.array([[0.5, 1.0, 0.0], [1.0, 1.0, 1.0]]), counts)
+    np.testing.assert_allclose(scores["balanced_accuracy"], [0.5, 1])
+    np.testing.assert_allclose(scores["worst_class_accuracy"], [0, 1])
+    np.testing.assert_allclose(scores["tail_accuracy"], [0, 1])
+    np.testing.assert_allclose(scores["head_accuracy"], [1, 1])
+    np.testing.assert_allclose(scores["accuracy"], [105 / 111, 1])
+
+
+def test_steps_until_the_angle_stays_small():
+    angles = np.array([[0.5, 0.01, 0.2, 0.01], [0.01, 0.01, 0.01, 0.01], [0.5, 0.5, 0.5, 0.5], [0.5, 0.01, 0.0, 0.0]])
+    np.testing.assert_array_equal(scale_invariance._steps_until_near(angles), [3, 0, 4, 1])
+
+
+def test_on_the_sphere_a_projected_step_lengthens_by_pythagoras_alone():
+    key, rate = jax.random.key(1), 0.3
+    plain = scale_invariance.sphere(key, optax.sgd(rate), steps=30)
+    # The gradient of -cos is sin(angle) / length, at a right angle to the weights.
+    lengths = np.asarray(plain.length, np.float64)
+    grown = lengths[:-1] ** 2 + (rate * np.sin(np.asarray(plain.angle[:-1], np.float64)) / lengths[:-1]) ** 2
+    np.testing.assert_allclose(lengths[1:] ** 2, grown, rtol=1e-5)
+    momentum = scale_invariance.sphere(key, optax.sgd(rate, momentum=0.9), steps=30)
+    projected = scale_invariance.sphere(key, optim.sgdp(rate, momentum=0.9, project_buffer=False), steps=30)
+    assert plain.length[-1] < projected.length[-1] < momentum.length[-1]
+
+
+def test_a_band_is_the_interval_over_the_seeds():
+    values = np.array([[1.0, 10.0], [3.0, 1000.0]])
+    with figures.figure(2, 2) as drawn:
+        axes = drawn.subplots()
+        line = figures.band(axes, [0, 1], values, label="", color="k")
+        logarithmic = figures.band(axes, [0, 1], values, label="", color="k", log=True)
+    np.testing.assert_allclose(line.get_ydata(), [2, 505])
+    np.testing.assert_allclose(logarithmic.get_ydata(), [3**0.5, 100])
