@@ -12,7 +12,7 @@ import reweight
 
 __all__ = ["INFRASTRUCTURE_PACKAGES", "public_functions", "resolve"]
 
-# What is no method: everything else that is public under `reweight` belongs to a paper or to the list of infrastructure.
+# Packages without methods. What is public in the others belongs to a paper, or to a short list of infrastructure.
 INFRASTRUCTURE_PACKAGES = ("catalog", "data", "models", "parallel", "train")
 
 
