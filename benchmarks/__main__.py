@@ -1,0 +1,20 @@
+"""Runs the benchmarks that are named on the command line, or all."""
+
+import argparse
+
+from benchmarks import import_time, optimizers
+
+BENCHMARKS = {"import_time": import_time.main, "optimizers": optimizers.main}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], help=f"any of {', '.join(BENCHMARKS)}")
+    for name in parser.parse_args().names or BENCHMARKS:
+        print(f"== {name}", flush=True)
+        BENCHMARKS[name]()
+
+
+if __name__ == "__main__":
+    main()
