@@ -102,8 +102,8 @@ class Config(harness.ClassifierConfig):
 
     @classmethod
     def smoke(cls) -> Self:
-        """Two seeds, a few steps."""
-        return cls(seeds=2, steps=40)
+        """Two seeds, two methods, a few steps."""
+        return cls(seeds=2, methods=("cross_entropy", "group_dro"), steps=40)
 
 
 def _scores(recalls: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,10 +1,10 @@
 """Does momentum slow down scale-invariant weights, and does projection (AdamP, SGDP) stop it?
 
-Of weights that a normalisation follows only the direction counts, not the length. Every step makes them longer, with
-momentum more so, and the longer they are the less the same step turns them. AdamP and SGDP leave out the part of the
-step that points along the weights. Two views: descent on a sphere in three dimensions, where nothing else happens, and
-a network with batch normalisation under a cosine schedule, where length, turn per step and accuracy are measured. There
-is no weight decay, which would shorten the weights again.
+Of weights that a normalisation follows only the direction counts, not the norm. Every step makes the norm grow, with
+momentum more so, and the larger it is the less the same step turns the weights: the angle, the effective step, decays.
+AdamP and SGDP leave out the part of the step that points along the weights. Two views: descent on a sphere in three
+dimensions, where nothing else happens, and a network with batch normalisation under a cosine schedule, where norm,
+effective step and accuracy are measured. There is no weight decay, which would make the norm shrink again.
 """
 
 import dataclasses
@@ -56,33 +56,35 @@ METRICS = (
         metric
         for rate in SPHERE_RATES
         for metric in (
-            harness.Metric(f"sphere_length_{rate:g}", "final length", None, table=f"sphere, learning rate {rate:g}"),
+            harness.Metric(f"sphere_norm_{rate:g}", "final norm", None, table=f"sphere, learning rate {rate:g}"),
             harness.Metric(
                 f"sphere_steps_{rate:g}", "steps to the target", "lower", digits=1,
                 table=f"sphere, learning rate {rate:g}",
             ),
         )
     ),
-    harness.Metric("growth", "final length / initial length", None, table="network", digits=3),
-    harness.Metric("turn", "turn per step in the middle half, mrad", None, table="network"),
+    harness.Metric("norm_growth", "final norm / initial norm", None, table="network", digits=3),
+    harness.Metric("effective_step", "effective step in the middle half, mrad", None, table="network"),
+    harness.Metric("step_kept", "effective step, middle half / start", None, table="network", digits=3),
     harness.Metric("accuracy", "test accuracy", percent=True, table="network"),
 )  # fmt: skip
 
 _claim = functools.partial(harness.Claim, "Heo et al. 2021, arXiv 2006.08217")
 CLAIMS = (
-    _claim("sgd", "gd", "sphere_length_0.1", "higher"),
-    _claim("sgd", "gd", "sphere_length_1", "higher"),
-    _claim("sgdp", "sgd", "sphere_length_0.1", "lower"),
-    _claim("sgdp", "sgd", "sphere_length_1", "lower"),
+    _claim("sgd", "gd", "sphere_norm_0.1", "higher"),
+    _claim("sgd", "gd", "sphere_norm_1", "higher"),
+    _claim("sgdp", "sgd", "sphere_norm_0.1", "lower"),
+    _claim("sgdp", "sgd", "sphere_norm_1", "lower"),
     _claim("sgdp", "sgd", "sphere_steps_0.1", "lower"),
     _claim("sgdp", "sgd", "sphere_steps_1", "lower"),
     _claim("sgdp_buffer", "sgd", "sphere_steps_0.1", "lower"),
     _claim("sgdp_buffer", "sgd", "sphere_steps_1", "lower"),
-    _claim("sgd", "gd", "growth", "higher"),
-    _claim("sgdp", "sgd", "growth", "lower"),
-    _claim("adamp", "adam", "growth", "lower"),
-    _claim("sgdp", "sgd", "turn", "higher"),
-    _claim("adamp", "adam", "turn", "higher"),
+    _claim("sgd", "gd", "norm_growth", "higher"),
+    _claim("sgdp", "sgd", "norm_growth", "lower"),
+    _claim("adamp", "adam", "norm_growth", "lower"),
+    _claim("sgd", "gd", "step_kept", "lower"),
+    _claim("sgdp", "sgd", "step_kept", "higher"),
+    _claim("adamp", "adam", "step_kept", "higher"),
     _claim("sgdp", "sgd", "accuracy", "higher"),
     _claim("adamp", "adam", "accuracy", "higher"),
 )
@@ -115,14 +117,14 @@ class Config(harness.ClassifierConfig):
 
     @classmethod
     def smoke(cls) -> Self:
-        """Two seeds, a few steps."""
-        return cls(seeds=2, steps=20, sphere_seeds=3, sphere_steps=20)
+        """Two seeds, one method, a few steps."""
+        return cls(seeds=2, methods=("sgdp",), steps=20, sphere_seeds=3, sphere_steps=20)
 
 
 class Descent(NamedTuple):
-    """A descent on the sphere: after every step the length of the weights and their angle to the target, in radians."""
+    """A descent on the sphere: after every step the norm of the weights and their angle to the target, in radians."""
 
-    length: Float[Array, " steps"]
+    norm: Float[Array, " steps"]
     angle: Float[Array, " steps"]
 
 
@@ -135,7 +137,7 @@ def sphere(key: PRNGKeyArray, optimizer: optax.GradientTransformation, *, steps:
       steps: how many steps.
 
     Returns:
-      Length and angle after each step.
+      Norm and angle after each step.
     """
     start, target = (x / jnp.linalg.norm(x) for x in jax.random.normal(key, (2, 3, 1)))
 
@@ -148,11 +150,11 @@ def sphere(key: PRNGKeyArray, optimizer: optax.GradientTransformation, *, steps:
         params, state = carry
         updates, state = optimizer.update(jax.grad(loss)(params), state, params)
         params = optax.apply_updates(params, updates)
-        length = jnp.linalg.norm(params["kernel"])
-        unit = params["kernel"] / length
+        norm = jnp.linalg.norm(params["kernel"])
+        unit = params["kernel"] / norm
         # Of two unit vectors: exact for small angles, where the arc cosine of their product is not.
         angle = 2 * jnp.arctan2(jnp.linalg.norm(unit - target), jnp.linalg.norm(unit + target))
-        return (params, state), Descent(length, angle)
+        return (params, state), Descent(norm, angle)
 
     params = {"kernel": start}
     return jax.lax.scan(step, (params, optimizer.init(params)), length=steps)[1]
@@ -173,8 +175,8 @@ def _kernels(tree: object) -> Float[Array, " rows"]:
 def _measure(before: object, after: object) -> dict[str, Array]:
     updates = jax.tree.map(lambda new, old: new - old, after, before)
     return {
-        "length": jnp.mean(_kernels(optim.channel_norms(after))),
-        "turn": jnp.mean(_kernels(optim.effective_step(before, updates))),
+        "norm": jnp.mean(_kernels(optim.channel_norms(after))),
+        "effective_step": jnp.mean(_kernels(optim.effective_step(before, updates))),
     }
 
 
@@ -184,13 +186,19 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
     values: dict[str, dict[str, np.ndarray]] = {name: {} for name in config.chosen}
     curves: dict[str, np.ndarray] = {}
     keys = jax.random.split(jax.random.key(0), config.sphere_seeds)
+    rates = jnp.array(SPHERE_RATES)
     for name in config.chosen:
-        for rate in SPHERE_RATES if METHODS[name].on_sphere else ():
-            descend = functools.partial(sphere, optimizer=METHODS[name].optimizer(rate), steps=config.sphere_steps)
-            length, angle = map(np.asarray, jax.jit(jax.vmap(descend))(keys))
-            values[name][f"sphere_length_{rate:g}"] = length[:, -1]
+        if not METHODS[name].on_sphere:
+            continue
+
+        def descend(rate: Array, key: PRNGKeyArray, name: str = name) -> Descent:
+            return sphere(key, METHODS[name].optimizer(rate), steps=config.sphere_steps)
+
+        norms, angles = map(np.asarray, jax.jit(jax.vmap(jax.vmap(descend, (None, 0)), (0, None)))(rates, keys))
+        for rate, norm, angle in zip(SPHERE_RATES, norms, angles, strict=True):
+            values[name][f"sphere_norm_{rate:g}"] = norm[:, -1]
             values[name][f"sphere_steps_{rate:g}"] = _steps_until_near(angle)
-            curves |= {f"sphere_length_{rate:g}/{name}": length, f"sphere_angle_{rate:g}/{name}": angle}
+            curves |= {f"sphere_norm_{rate:g}/{name}": norm, f"sphere_angle_{rate:g}/{name}": angle}
 
     networks = [name for name in config.chosen if METHODS[name].in_network]
     with context.bar(len(networks) * config.total_steps) as inner:
@@ -201,12 +209,16 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
             rate = config.learning_rate if method.family == "sgd" else config.adam_learning_rate
             training = harness.Training(method.optimizer(config.cosine(rate)), cross_entropy, measure=_measure)
             outcome = problem.train(name, training)
-            growth = outcome.metrics["length"] / np.asarray(initial)[:, None]
-            middle = (outcome.steps > config.steps / 4) & (outcome.steps <= 3 * config.steps / 4)
-            values[name]["growth"] = growth[:, -1]
-            values[name]["turn"] = 1000 * outcome.metrics["turn"][:, middle].mean(axis=1)
+            growth = outcome.metrics["norm"] / np.asarray(initial)[:, None]
+            steps = 1000 * outcome.metrics["effective_step"]
+            at, middle = outcome.steps, config.steps / 2
+            early = at <= max(config.steps / 20, at[0])
+            half = (at > middle / 2) & (at <= np.ceil(1.5 * middle))
+            values[name]["norm_growth"] = growth[:, -1]
+            values[name]["effective_step"] = steps[:, half].mean(axis=1)
+            values[name]["step_kept"] = steps[:, half].mean(axis=1) / steps[:, early].mean(axis=1)
             values[name]["accuracy"] = outcome.recalls.mean(axis=1)
-            curves |= {f"growth/{name}": growth, f"turn/{name}": 1000 * outcome.metrics["turn"]}
+            curves |= {f"norm_growth/{name}": growth, f"effective_step/{name}": steps}
             curves["network_steps"] = outcome.steps
     return harness.Results(
         experiment="scale_invariance",
@@ -221,14 +233,14 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
 
 
 def draw(results: harness.Results) -> Figure:
-    """Above the sphere, below the network; left the length of the weights, right how fast they turn."""
+    """Above the sphere, below the network; left the norm of the weights, right how far they have to go or go."""
     rate = f"{SPHERE_RATES[-1]:g}"
     curves = results.curves
     panels = (
-        (f"sphere_length_{rate}", f"Sphere, learning rate {rate}: length of the weights", "length", None),
+        (f"sphere_norm_{rate}", f"Sphere, learning rate {rate}: norm of the weights", "norm", None),
         (f"sphere_angle_{rate}", f"Sphere, learning rate {rate}: angle to the target", "radians", 1e-4),
-        ("growth", "Network: length of the weights", "length / initial length", None),
-        ("turn", "Network: turn of the weights per step", "milliradians", 0.03),
+        ("norm_growth", "Network: norm of the weights", "norm / initial norm", None),
+        ("effective_step", "Network: effective step (angle by which a step turns the weights)", "milliradians", 0.03),
     )
     named = {}
     with figures.figure(9.6, 6.4) as drawn:
@@ -238,7 +250,11 @@ def draw(results: harness.Results) -> Figure:
                 if f"{quantity}/{name}" not in curves:
                     continue
                 values = curves[f"{quantity}/{name}"]
-                at = curves["network_steps"] if quantity in ("growth", "turn") else np.arange(1, values.shape[1] + 1)
+                at = (
+                    curves["network_steps"]
+                    if quantity in ("norm_growth", "effective_step")
+                    else np.arange(1, values.shape[1] + 1)
+                )
                 label = results.label(name)
                 named[label] = figures.band(axes, at, values, label=label, color=color, log=lowest is not None)
             if lowest is not None:

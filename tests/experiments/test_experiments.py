@@ -221,16 +221,16 @@ def test_steps_until_the_angle_stays_small():
     np.testing.assert_array_equal(scale_invariance._steps_until_near(angles), [3, 0, 4, 1])
 
 
-def test_on_the_sphere_a_projected_step_lengthens_by_pythagoras_alone():
+def test_on_the_sphere_a_projected_step_grows_the_norm_by_pythagoras_alone():
     key, rate = jax.random.key(1), 0.3
     plain = scale_invariance.sphere(key, optax.sgd(rate), steps=30)
-    # The gradient of -cos is sin(angle) / length, at a right angle to the weights.
-    lengths = np.asarray(plain.length, np.float64)
-    grown = lengths[:-1] ** 2 + (rate * np.sin(np.asarray(plain.angle[:-1], np.float64)) / lengths[:-1]) ** 2
-    np.testing.assert_allclose(lengths[1:] ** 2, grown, rtol=1e-5)
+    # The gradient of -cos is sin(angle) / norm, at a right angle to the weights.
+    norms = np.asarray(plain.norm, np.float64)
+    grown = norms[:-1] ** 2 + (rate * np.sin(np.asarray(plain.angle[:-1], np.float64)) / norms[:-1]) ** 2
+    np.testing.assert_allclose(norms[1:] ** 2, grown, rtol=1e-5)
     momentum = scale_invariance.sphere(key, optax.sgd(rate, momentum=0.9), steps=30)
     projected = scale_invariance.sphere(key, optim.sgdp(rate, momentum=0.9, project_buffer=False), steps=30)
-    assert plain.length[-1] < projected.length[-1] < momentum.length[-1]
+    assert plain.norm[-1] < projected.norm[-1] < momentum.norm[-1]
 
 
 def test_a_band_is_the_interval_over_the_seeds():
