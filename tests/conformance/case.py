@@ -42,6 +42,7 @@ class Case:
       reference: the formula once more, in NumPy: `reference(**arrays, **hyper)`, from float64 arrays.
       invariants: statements about the method, each a function of the `Probe` that asserts.
       bad: values that must be refused with a `ValueError` naming the argument.
+      defaults: the numbers that the function takes where none are given, as its paper has them.
       free: hyperparameters that take any value, or arrays of any shape, each with the reason.
       static: float hyperparameters that cannot be traced, each with the reason.
       blames: other functions whose names its errors may carry: those that it is made of.
@@ -71,6 +72,7 @@ class Case:
     reference: Callable[..., Any] | None = None
     invariants: tuple[Callable[..., None], ...] = ()
     bad: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    defaults: Mapping[str, float] = dataclasses.field(default_factory=dict)
     free: Mapping[str, str] = dataclasses.field(default_factory=dict)
     static: Mapping[str, str] = dataclasses.field(default_factory=dict)
     blames: tuple[str, ...] = ()
@@ -104,6 +106,7 @@ class TransformCase:
       needs_params: `update` needs the parameters and says so.
       layered: each layer of a stack is treated as a tensor of its own, where the layout says that it is a stack.
       bad: as for `Case`.
+      defaults: as for `Case`.
       free: as for `Case`.
       injectable: numeric hyperparameters that may be injected, traced.
       reference: `reference(params, grads, **hyper) -> params` over the drawn gradients, in NumPy.
@@ -117,6 +120,7 @@ class TransformCase:
     needs_params: bool = True
     layered: bool = False
     bad: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    defaults: Mapping[str, float] = dataclasses.field(default_factory=dict)
     free: Mapping[str, str] = dataclasses.field(default_factory=dict)
     injectable: tuple[str, ...] = ()
     reference: Callable[..., Any] | None = None

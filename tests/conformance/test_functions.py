@@ -56,6 +56,14 @@ def test_every_hyperparameter_is_refused_when_bad_or_takes_any_value(path):
     assert not left, f"say in the case of {path} what is bad for {sorted(left)}, or that nothing is"
 
 
+@pytest.mark.parametrize("path", sorted(registry.covered()))
+def test_defaults_are_those_that_the_case_states(path):
+    cases = [case for case in CASES.values() if registry.names().get(case.function) == path]
+    stated = {name: value for case in cases for name, value in case.defaults.items()}
+    parameters = inspect.signature(cases[0].function).parameters.values()
+    assert stated == {p.name: p.default for p in parameters if type(p.default) in (int, float)}
+
+
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if isinstance(case, WeightingCase)])
 def test_every_weighting_is_held_to_a_reference(name):
     assert CASES[name].reference is not None

@@ -132,6 +132,7 @@ CASES = [
     *(
         Case(
             function=adversarial.hypergradient,
+            defaults={"solver_steps": 20},
             variant=mode,
             inputs=attacked,
             returns="batch",

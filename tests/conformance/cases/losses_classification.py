@@ -114,6 +114,7 @@ CASES = [
     ),
     Case(
         function=losses.logit_adjusted_cross_entropy,
+        defaults={"tau": 1.0},
         inputs=lambda rng, n: {**hard(rng, n), "class_counts": COUNTS},
         hyper={"tau": 0.7},
         fixed=("class_counts",),
@@ -125,6 +126,7 @@ CASES = [
     ),
     Case(
         function=losses.focal_loss,
+        defaults={"gamma": 2.0},
         inputs=hard,
         hyper={"gamma": 1.5},
         differentiable=("logits",),

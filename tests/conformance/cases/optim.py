@@ -108,6 +108,9 @@ _ADAM = {"b1": (-0.1, 1.0), "b2": (-0.1, 1.0), **_COMMON, "nesterov": ("yes",)}
 _SGD = {"momentum": (-0.1, 1.0), "dampening": (-0.1, 1.1), **_COMMON, "nesterov": ("yes",), "project_buffer": ("no",)}
 _RATE = {"learning_rate": (-0.1,)}
 _FREE = {"layout": "any rule; tested in tests/optim", "mask": "any mask that optax takes"}
+_DEFAULTS = {"weight_decay": 0.0, "delta": 0.1, "wd_ratio": 0.1, "eps": 1e-8}
+_ADAM_DEFAULTS = {"b1": 0.9, "b2": 0.999, **_DEFAULTS}
+_SGD_DEFAULTS = {"momentum": 0.0, "dampening": 0.0, **_DEFAULTS}
 _ADAM_HYPER = {"b1": 0.8, "b2": 0.95, "weight_decay": 0.1, "delta": 0.7, "wd_ratio": 0.2}
 _SGD_HYPER = {"momentum": 0.8, "dampening": 0.1, "weight_decay": 0.1, "delta": 0.7, "wd_ratio": 0.2}
 _SHARED = {"layered": True, "free": _FREE, "invariants": (a_large_delta_leaves_no_radial_part,)}
@@ -115,6 +118,7 @@ _SHARED = {"layered": True, "free": _FREE, "invariants": (a_large_delta_leaves_n
 CASES = [
     TransformCase(
         function=optim.adamp,
+        defaults={"learning_rate": 1e-3, **_ADAM_DEFAULTS},
         hyper={"learning_rate": 0.1, **_ADAM_HYPER},
         injectable=("learning_rate", "b1", "b2", "weight_decay", "delta", "wd_ratio"),
         reference=adamp,
@@ -128,9 +132,12 @@ CASES = [
         reference=adamp,
         **_SHARED,
     ),
-    TransformCase(function=optim.scale_by_adamp, hyper=_ADAM_HYPER, reference=adamp, bad=_ADAM, **_SHARED),
+    TransformCase(
+        function=optim.scale_by_adamp, defaults=_ADAM_DEFAULTS, hyper=_ADAM_HYPER, reference=adamp, bad=_ADAM, **_SHARED
+    ),
     TransformCase(
         function=optim.sgdp,
+        defaults=_SGD_DEFAULTS,
         hyper={"learning_rate": 0.1, **_SGD_HYPER},
         injectable=("learning_rate", "momentum", "dampening", "weight_decay", "delta", "wd_ratio"),
         reference=sgdp,
@@ -146,6 +153,7 @@ CASES = [
     ),
     TransformCase(
         function=optim.scale_by_sgdp,
+        defaults=_SGD_DEFAULTS,
         hyper={**_SGD_HYPER, "project_buffer": False},
         reference=sgdp,
         bad=_SGD,
@@ -153,6 +161,7 @@ CASES = [
     ),
     TransformCase(
         function=optim.with_projection,
+        defaults={"wd_scale": 1.0, **_DEFAULTS},
         hyper={
             "inner": optax.identity(),
             "learning_rate": 0.1,
@@ -169,6 +178,7 @@ CASES = [
     ),
     Case(
         function=optim.project_radial,
+        defaults={"delta": 0.1, "eps": 1e-8},
         inputs=lambda rng, n: {name: rng.normal(size=(n, 5, 3)) for name in ("param", "grad", "perturb")},
         hyper={"layout": ParamLayout(reduce_axes=(1,), batch_axes=(0,)), "delta": 1.2},
         differentiable=("perturb",),

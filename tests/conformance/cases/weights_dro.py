@@ -127,6 +127,18 @@ def the_radius_is_met(probe):
     np.testing.assert_allclose(np.mean((value - 1) ** 2), probe.case.hyper["radius"], rtol=1e-4)
 
 
+def _limits(hyper, at_the_mean, at_the_maximum):
+    def between_the_mean_and_the_largest_loss(probe):
+        arrays = probe.arrays()
+        losses = arrays["losses"][arrays["mask"]]
+        value = float(probe.value(arrays))
+        assert losses.mean() < value < losses.max()
+        np.testing.assert_allclose(probe.value(arrays, **{hyper: at_the_mean}), losses.mean(), rtol=1e-5)
+        np.testing.assert_allclose(probe.value(arrays, **{hyper: at_the_maximum}), losses.max(), rtol=1e-5)
+
+    return (between_the_mean_and_the_largest_loss,)
+
+
 WEIGHTS = {"inputs": some_losses, "mask": "mask", "stopped": ("losses",), "couples": True, "weights": True}
 VALUE = {"inputs": some_losses, "mask": "mask", "differentiable": ("losses",), "returns": "batch"}
 SHARED = (a_constant_changes_nothing, larger_losses_weigh_more)
@@ -138,15 +150,35 @@ TEMPERATURE, ALPHA, RADIUS = {"temperature": (-1.0,)}, {"alpha": (0.0, -0.5, 1.5
 CASES = [
     Case(
         function=weights.kl_dro_weights,
+        defaults={"temperature": 1.0},
         hyper={"temperature": 0.7},
         **WEIGHTS,
         reference=kl,
         invariants=KL,
         bad=TEMPERATURE,
     ),
-    Case(function=weights.kl_dro_value, hyper={"temperature": 0.7}, **VALUE, reference=kl_value, bad=TEMPERATURE),
+    Case(
+        function=weights.kl_dro_value,
+        defaults={"temperature": 1.0},
+        hyper={"temperature": 0.7},
+        **VALUE,
+        reference=kl_value,
+        invariants=_limits("temperature", np.inf, 0.0),
+        bad=TEMPERATURE,
+    ),
+    Case(
+        function=weights.kl_dro_value,
+        variant="gradient of the temperature",
+        inputs=lambda rng, n: {**some_losses(rng, n), "temperature": np.float64(0.7)},
+        returns="batch",
+        fixed=("temperature",),
+        mask="mask",
+        differentiable=("losses", "temperature"),
+        reference=kl_value,
+    ),
     WeightingCase(
         function=weights.kl_dro,
+        defaults={"temperature": 1.0},
         inputs=some_losses,
         hyper={"temperature": 0.7},
         reference=each(kl),
@@ -158,16 +190,34 @@ CASES = [
     ),
     WeightingCase(
         function=weights.compositional_kl_dro,
+        defaults={"temperature": 1.0, "step_size": 0.1},
         inputs=some_losses,
         hyper={"temperature": 0.7, "step_size": 0.3},
         mean=None,
         reference=compositional,
         bad={"temperature": (0.0, -1.0), "step_size": (0.0, 1.5)},
     ),
-    Case(function=weights.cvar_weights, hyper={"alpha": 0.3}, **WEIGHTS, reference=cvar, invariants=CVAR, bad=ALPHA),
-    Case(function=weights.cvar_value, hyper={"alpha": 0.3}, **VALUE, reference=value_of(cvar), bad=ALPHA),
+    Case(
+        function=weights.cvar_weights,
+        defaults={"alpha": 0.5},
+        hyper={"alpha": 0.3},
+        **WEIGHTS,
+        reference=cvar,
+        invariants=CVAR,
+        bad=ALPHA,
+    ),
+    Case(
+        function=weights.cvar_value,
+        defaults={"alpha": 0.5},
+        hyper={"alpha": 0.3},
+        **VALUE,
+        reference=value_of(cvar),
+        invariants=_limits("alpha", 1.0, 0.01),
+        bad=ALPHA,
+    ),
     WeightingCase(
         function=weights.cvar_dro,
+        defaults={"alpha": 0.5},
         blames=("cvar_weights",),
         inputs=some_losses,
         hyper={"alpha": 0.3},
@@ -176,7 +226,13 @@ CASES = [
         bad=ALPHA,
     ),
     Case(
-        function=weights.chi2_dro_weights, hyper={"radius": 0.4}, **WEIGHTS, reference=chi2, invariants=CHI2, bad=RADIUS
+        function=weights.chi2_dro_weights,
+        defaults={"radius": 1.0},
+        hyper={"radius": 0.4},
+        **WEIGHTS,
+        reference=chi2,
+        invariants=CHI2,
+        bad=RADIUS,
     ),
     Case(
         function=weights.chi2_dro_weights,
@@ -186,9 +242,18 @@ CASES = [
         reference=chi2,
         invariants=SHARED,
     ),
-    Case(function=weights.chi2_dro_value, hyper={"radius": 0.4}, **VALUE, reference=value_of(chi2), bad=RADIUS),
+    Case(
+        function=weights.chi2_dro_value,
+        defaults={"radius": 1.0},
+        hyper={"radius": 0.4},
+        **VALUE,
+        reference=value_of(chi2),
+        invariants=_limits("radius", 0.0, 100.0),
+        bad=RADIUS,
+    ),
     WeightingCase(
         function=weights.chi2_dro,
+        defaults={"radius": 1.0},
         inputs=some_losses,
         hyper={"radius": 0.4},
         reference=each(chi2),

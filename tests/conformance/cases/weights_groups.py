@@ -84,6 +84,7 @@ CASES = [
     ),
     WeightingCase(
         function=weights.group_dro,
+        defaults={"step_size": 0.01, "adjustment": 0.0},
         inputs=grouped_losses,
         hyper={"num_groups": GROUPS, "step_size": 0.5},
         mean=None,

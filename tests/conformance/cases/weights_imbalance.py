@@ -54,6 +54,10 @@ def rare_classes_weigh_more(probe):
     assert (np.diff(value) > 0).all(), value
 
 
+def without_examples_no_class_has_weight(probe):
+    np.testing.assert_array_equal(probe.value({"counts": np.zeros_like(COUNTS)}), np.zeros_like(COUNTS))
+
+
 def focal(log_probs, mask, gamma=2.0):
     return np.where(mask, (1 - np.exp(log_probs)) ** gamma, 0)
 
@@ -88,16 +92,22 @@ CASES = [
         Case(
             function=function,
             variant=scale,
+            defaults={hyper: default},
             **_TABLE,
             hyper={hyper: value, "scale": scale},
             reference=reference,
-            invariants=(rare_classes_weigh_more, *(invariants if scale == "classes" else ())),
+            invariants=(
+                rare_classes_weigh_more,
+                without_examples_no_class_has_weight,
+                *(invariants if scale == "classes" else ()),
+            ),
             bad={hyper: bad, **_BAD_COUNTS},
         )
-        for function, hyper, value, bad, reference, invariants in (
+        for function, hyper, default, value, bad, reference, invariants in (
             (
                 weights.inverse_frequency_weights,
                 "power",
+                1.0,
                 0.5,
                 (-0.5, np.inf),
                 inverse,
@@ -106,6 +116,7 @@ CASES = [
             (
                 weights.effective_number_weights,
                 "beta",
+                0.9999,
                 0.97,
                 (-0.1, 1.5),
                 effective,
@@ -132,6 +143,7 @@ CASES = [
     ),
     WeightingCase(
         function=weights.class_balanced,
+        defaults={"beta": 0.9999},
         **_SCHEME,
         hyper={"counts": COUNTS, "beta": 0.97, "scale": "examples"},
         reference=by_class(effective),
@@ -148,6 +160,7 @@ CASES = [
     ),
     WeightingCase(
         function=weights.inverse_frequency,
+        defaults={"power": 1.0},
         **_SCHEME,
         hyper={"counts": COUNTS, "power": 0.5, "scale": "examples"},
         reference=by_class(inverse),
@@ -164,6 +177,7 @@ CASES = [
     ),
     Case(
         function=weights.focal_weights,
+        defaults={"gamma": 2.0},
         inputs=lambda rng, n: {"log_probs": -rng.exponential(size=n)},
         hyper={"gamma": 1.5},
         mask="mask",
@@ -177,6 +191,7 @@ CASES = [
     ),
     WeightingCase(
         function=weights.focal,
+        defaults={"gamma": 2.0},
         inputs=lambda rng, n: {**labelled_losses(rng, n), "logits": 2 * rng.normal(size=(n, 5))},
         hyper={"gamma": 1.5},
         mean=None,

@@ -104,6 +104,7 @@ CASES = [
     ),
     Case(
         function=weights.table_init,
+        defaults={"fill": 0.0},
         inputs=lambda rng, n: {},
         returns="batch",
         hyper={"num_examples": 5, "shape": (2,), "fill": 0.5},
@@ -135,6 +136,7 @@ CASES = [
     ),
     WeightingCase(
         function=weights.smoothed,
+        defaults={"decay": 0.9},
         inputs=indexed_losses,
         hyper={"num_examples": EXAMPLES, "decay": 0.6},
         call=lambda **hyper: weights.smoothed(weights.kl_dro(), **hyper),

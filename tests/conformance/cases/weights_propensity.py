@@ -48,6 +48,7 @@ CASES = [
     *(
         Case(
             function=weights.importance_weights,
+            defaults={"low": 0.0, "high": np.inf},
             variant=variant,
             inputs=lambda rng, n: {"log_ratios": rng.normal(size=n)},
             hyper=hyper,
@@ -65,6 +66,7 @@ CASES = [
     *(
         WeightingCase(
             function=weights.importance,
+            defaults={"low": 0.0, "high": np.inf},
             variant=variant,
             inputs=lambda rng, n: {"losses": rng.exponential(size=n), "log_ratios": rng.normal(size=n)},
             hyper=hyper,
@@ -78,6 +80,7 @@ CASES = [
     ),
     Case(
         function=weights.gairat_weights,
+        defaults={"num_steps": 10, "offset": -1.0},
         inputs=lambda rng, n: {"attack_steps": rng.integers(0, 8, n)},
         hyper={"num_steps": 7, "offset": -0.5},
         mask="mask",
@@ -90,6 +93,7 @@ CASES = [
     ),
     WeightingCase(
         function=weights.gairat,
+        defaults={"num_steps": 10, "offset": -1.0},
         inputs=lambda rng, n: {"losses": rng.exponential(size=n), "attack_steps": rng.integers(0, 11, n)},
         reference=each(gairat),
         invariants=(fewer_steps_weigh_more,),
