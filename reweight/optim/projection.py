@@ -7,6 +7,10 @@ step wherever the gradient shows, by being orthogonal, that the weights are such
 
 A parameter is seen in two views: by channel (a row a channel, as `ParamLayout` has it), and as one row, by layer. A
 view *fires* if no row of it has a gradient that points along the row.
+
+Under `jax.jit` all sums are over whole parameters, however they are sharded: a sharded parameter costs an all-reduce of
+one number a row, and is never gathered. Inside `shard_map` an update would see shards, and test each as a parameter of
+its own: there, compute gradients, and call the optimizer outside.
 """
 
 import math
