@@ -240,7 +240,7 @@ def draw(results: harness.Results) -> Figure:
         (f"sphere_norm_{rate}", f"Sphere, learning rate {rate}: norm of the weights", "norm", None),
         (f"sphere_angle_{rate}", f"Sphere, learning rate {rate}: angle to the target", "radians", 1e-4),
         ("norm_growth", "Network: norm of the weights", "norm / initial norm", None),
-        ("effective_step", "Network: effective step (angle by which a step turns the weights)", "milliradians", 0.03),
+        ("effective_step", "Network: effective step (the turn of the weights)", "milliradians", 0.03),
     )
     named = {}
     with figures.figure(9.6, 6.4) as drawn:
