@@ -10,9 +10,9 @@ __all__ = ["page"]
 STORED = pathlib.Path(__file__).parent.parent.parent / "docs" / "results"
 OPENING = """# Results
 
-What the released experiments found, each over several seeds, with 95% intervals over the seeds. A claim is judged by the
-difference of two methods on the same seeds: *shown* if its interval lies wholly on the claimed side. What is not shown at
-this scale stays here as such. To run one yourself:
+What the released experiments found, each over several seeds, with 95% intervals over the seeds. A claim is judged by
+the difference of two methods on the same seeds: *shown* if its interval lies wholly on the claimed side. What is not
+shown at this scale stays here as such. To run one yourself:
 
 ```bash
 python -m experiments.{first}
@@ -38,9 +38,8 @@ def _section(result: dict[str, Any]) -> Iterator[str]:
         sign = ">" if claim["direction"] == "higher" else "<"
         metric = claim["metric"].replace("_", " ")
         difference = _interval(claim["difference"], *claim["interval"])
-        rows.append(
-            f"| {claim['verdict']} | {claim['better']} {sign} {claim['than']}: {metric} | {difference} | {claim['paper']} |"
-        )
+        text = f"{claim['better']} {sign} {claim['than']}: {metric}"
+        rows.append(f"| {claim['verdict']} | {text} | {difference} | {claim['paper']} |")
     yield "\n".join(rows)
     metrics = list(dict.fromkeys(metric for values in result["methods"].values() for metric in values))
     rows = ["| method | " + " | ".join(m.replace("_", " ") for m in metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
