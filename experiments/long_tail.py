@@ -51,9 +51,10 @@ class Method(NamedTuple):
     weighting: Callable[[Counts], weights.Weighting] = lambda counts: weights.uniform()
 
 
-# Focal loss, Group DRO and logit adjustment have the values of their papers. Where a paper leaves a choice, beta = 0.999
-# did best on examples held out of the training split; temperature 1, alpha = 0.2 and the learning rate of all come from
-# early trials on other splits of the same digits, and did as well as their neighbours on the held-out examples.
+# Focal loss, Group DRO and logit adjustment have the values of their papers. Where a paper leaves a choice, beta =
+# 0.999 did best on examples held out of the training split; temperature 1, alpha = 0.2 and the learning rate of all
+# come from early trials on other splits of the same digits, and did as well as their neighbours on the held-out
+# examples.
 METHODS: dict[str, Method] = {
     "cross_entropy": Method("cross-entropy"),
     "inverse_frequency": Method("inverse frequency", weighting=weights.inverse_frequency),
@@ -132,8 +133,8 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
                 name,
                 harness.Training(
                     optimizer=optax.adamw(config.cosine(config.learning_rate), weight_decay=1e-4),
-                    loss=lambda logits, labels, m=method: m.loss(logits, labels, jnp.asarray(counts)),  # type: ignore[misc]
-                    weighting=method.weighting(jnp.asarray(counts)),
+                    loss=lambda logits, labels, m=method: m.loss(logits, labels, jnp.asarray(counts)),  # type:
+                    ignore[misc] weighting=method.weighting(jnp.asarray(counts)),
                 ),
             )
             values[name] = _scores(outcome.recalls, counts)
