@@ -133,8 +133,8 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
                 name,
                 harness.Training(
                     optimizer=optax.adamw(config.cosine(config.learning_rate), weight_decay=1e-4),
-                    loss=lambda logits, labels, m=method: m.loss(logits, labels, jnp.asarray(counts)),  # type:
-                    ignore[misc] weighting=method.weighting(jnp.asarray(counts)),
+                    loss=lambda logits, labels, m=method: m.loss(logits, labels, jnp.asarray(counts)),  # type: ignore[misc]
+                    weighting=method.weighting(jnp.asarray(counts)),
                 ),
             )
             values[name] = _scores(outcome.recalls, counts)

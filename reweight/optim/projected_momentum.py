@@ -123,12 +123,12 @@ def _scale_by_adamp(
             nu = b2 * v.astype(dtype) + ((1 - b2) * grad) * grad
             first[index], second[index] = mu.astype(m.dtype), nu.astype(v.dtype)
             numerator = b1 * mu + (1 - b1) * grad if nesterov else mu
-            direction = numerator / (jnp.sqrt(nu / second_left) + eps)
+            direction = numerator / (jnp.sqrt(nu * (1 / second_left)) + eps)
             found = radial(leaf, direction, delta=delta, wd_ratio=wd_ratio, eps=eps)
             # The bias correction of the numerator goes into the denominator. So written, the step has no part in common
             # with the direction that was measured, and XLA has no array to store between the two.
             scaled = numerator / (jnp.sqrt(nu * (first_left * first_left / second_left)) + eps * first_left)
-            steps.append(finish(leaf, remove(scaled, leaf.param, found, 1 / first_left), found, weight_decay))
+            steps.append(finish(leaf, remove(scaled, leaf.param, found, scale=1 / first_left), found, weight_decay))
         directions, views = assemble(steps, treedef)
         return directions, ScaleByAdamPState(count, treedef.unflatten(first), treedef.unflatten(second), views)
 
@@ -280,9 +280,10 @@ def _scale_by_sgdp(
             found = radial(
                 leaf, measured, delta=delta, wd_ratio=wd_ratio, eps=eps, on_step=on_measured, on_grad=on_grad
             )
-            projected = remove(direction, leaf.param, found)
+            stores_direction = project_buffer and not nesterov
+            projected = remove(direction, leaf.param, found, stored=stores_direction)
             # With nesterov the direction is not the buffer, which the authors' code, projecting in place, leaves alone.
-            buffers[index] = (projected if project_buffer and not nesterov else buffer).astype(old.dtype)
+            buffers[index] = (projected if stores_direction else buffer).astype(old.dtype)
             steps.append(finish(leaf, projected, found, decay))
         directions, views = assemble(steps, treedef)
         return directions, ScaleBySGDPState(treedef.unflatten(buffers), views)

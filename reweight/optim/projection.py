@@ -183,13 +183,19 @@ class Step(NamedTuple):
     views: Int8[Array, " entries"]
 
 
-def remove(step: Array, param: Array, found: Radial | None, scale: Any = 1) -> Array:
-    """`step`, which is `scale` times what was measured, without its radial part."""
+def remove(step: Array, param: Array, found: Radial | None, *, scale: Any = 1, stored: bool = False) -> Array:
+    """A step without its radial part: `step` is `scale` times what was measured.
+
+    `stored` says that the result is more than a part of the update.
+    """
     if found is None:
         return step
-    # The division of the whole array is wanted. XLA repeats cheap operations in every consumer, and a second consumer
-    # of the parameter would keep the new parameter from taking its place: a copy of all weights.
-    return step - (scale * found.inner) * param.astype(step.dtype) / found.norm
+    param = param.astype(step.dtype)
+    if stored:
+        # Dividing the whole array makes it dear enough that XLA does not compute it once for each of its uses. A second
+        # use of the parameter would keep the new parameter from taking its place, at the cost of a copy of all weights.
+        return step - (scale * found.inner) * param / found.norm
+    return step - scale * found.inner / found.norm * param
 
 
 def finish(leaf: Leaf, step: Array, found: Radial | None, weight_decay: Any) -> Step:

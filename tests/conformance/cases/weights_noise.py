@@ -34,8 +34,13 @@ def falling(step):
     return 1 - 0.3 * step
 
 
+def _drawn(rng, n, always, others):
+    """n different ids, those at the ends of the table among them."""
+    return rng.permutation(np.concatenate([always, rng.permutation(others)[: n - len(always)]]))
+
+
 def indexed_losses(rng, n):
-    return {**some_losses(rng, n), "indices": rng.permutation(EXAMPLES)[:n]}
+    return {**some_losses(rng, n), "indices": _drawn(rng, n, [0, EXAMPLES - 1], np.arange(1, EXAMPLES - 1))}
 
 
 def _smoothed(inner):
@@ -59,7 +64,8 @@ def _sigmoid(losses, *, mask=None):
 
 
 def _rows(rng, n):
-    return {"table": rng.normal(size=(EXAMPLES, 3)), "indices": rng.permutation(EXAMPLES + 4)[:n] - 2}
+    ends = [-1, 0, EXAMPLES - 1, EXAMPLES]
+    return {"table": rng.normal(size=(EXAMPLES, 3)), "indices": _drawn(rng, n, ends, np.arange(1, EXAMPLES - 1))}
 
 
 def _scattered(table, indices, values, mask):
