@@ -504,9 +504,6 @@ def errors(probe: Probe) -> Findings:
         if np.issubdtype(array.dtype, np.integer) and name not in case.free:
             yield from refused(probe, {**arrays, name: array + 0.5}, hyper, (name,), f"{name} of floats")
     if probe.is_weighting:
-        if "losses" not in case.free:
-            whole = {**arrays, "losses": arrays["losses"].astype(int)}
-            yield from refused(probe, whole, hyper, ("losses",), "losses of integers")
         for name in probe.weighting().signals:
             without = {n: a for n, a in arrays.items() if n != name}
             yield from refused(probe, without, hyper, (name,), f"without the signal {name}")

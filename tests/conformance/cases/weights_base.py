@@ -77,6 +77,7 @@ CASES = [
         function=weights.uniform,
         inputs=some_losses,
         reference=lambda steps: [step["mask"].astype(float) for step in steps],
+        bad={"losses": (np.ones(16, int),)},
     ),
     WeightingCase(
         function=weights.stateless,
