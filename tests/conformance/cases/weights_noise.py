@@ -68,6 +68,12 @@ def _rows(rng, n):
     return {"table": rng.normal(size=(EXAMPLES, 3)), "indices": _drawn(rng, n, ends, np.arange(1, EXAMPLES - 1))}
 
 
+def _written(rng, n):
+    arrays = _rows(rng, n)
+    ends = np.isin(arrays["indices"], [0, EXAMPLES - 1])
+    return {**arrays, "values": rng.normal(size=(n, 3)), "mask": ends | (rng.random(n) > 0.3)}
+
+
 def _scattered(table, indices, values, mask):
     out = table.copy()
     for row in np.flatnonzero(mask & (indices >= 0) & (indices < len(table))):
@@ -130,7 +136,7 @@ CASES = [
     ),
     Case(
         function=weights.table_scatter,
-        inputs=lambda rng, n: {**_rows(rng, n), "values": rng.normal(size=(n, 3))},
+        inputs=_written,
         returns="batch",
         fixed=("table",),
         mask="mask",
