@@ -34,7 +34,7 @@ Tree = Any
 
 
 class ScaleByAdamPState(NamedTuple):
-    """State of `scale_by_adamp`: step count, the moments, and the views of the last step for `named_views`."""
+    """State of `scale_by_adamp`: step count, moments (float32 at least), the last step's views for `named_views`."""
 
     count: Int[Array, ""]  # type: ignore[assignment]
     mu: Tree
@@ -43,10 +43,15 @@ class ScaleByAdamPState(NamedTuple):
 
 
 class ScaleBySGDPState(NamedTuple):
-    """State of `scale_by_sgdp`: the momentum buffer, and the views of the last step for `named_views`."""
+    """State of `scale_by_sgdp`: the buffer (float32 at least), and the last step's views for `named_views`."""
 
     trace: Tree
     views: Int8[Array, " entries"]
+
+
+def _zeros(params: Tree) -> Tree:
+    """Zeros for a moment, float32 at least: in bfloat16 a moving average stops moving at 1/256 of a change."""
+    return jax.tree.map(lambda p: jnp.zeros_like(p, _checks.accumulation_dtype(p)), params)
 
 
 def scale_by_adamp(
@@ -103,7 +108,7 @@ def _scale_by_adamp(
 
     def init(params: Tree) -> ScaleByAdamPState:
         # Two separate trees of zeros: one and the same buffer could not be donated for both.
-        mu, nu = jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params)
+        mu, nu = _zeros(params), _zeros(params)
         return ScaleByAdamPState(jnp.zeros([], jnp.int32), mu, nu, initial_views(function, params, layout))
 
     def update(updates: Tree, state: ScaleByAdamPState, params: Tree | None = None) -> tuple[Tree, ScaleByAdamPState]:
@@ -255,7 +260,7 @@ def _scale_by_sgdp(
     _checks.choice(function, "project_buffer", project_buffer, (False, True))
 
     def init(params: Tree) -> ScaleBySGDPState:
-        return ScaleBySGDPState(jax.tree.map(jnp.zeros_like, params), initial_views(function, params, layout))
+        return ScaleBySGDPState(_zeros(params), initial_views(function, params, layout))
 
     def update(updates: Tree, state: ScaleBySGDPState, params: Tree | None = None) -> tuple[Tree, ScaleBySGDPState]:
         leaves, treedef = flatten(function, params, updates, layout, mask)
