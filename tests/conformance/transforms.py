@@ -1,6 +1,5 @@
 """The checks of optimizers: any `optax.GradientTransformation` on a small tree, over a few steps."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from conformance.case import TransformCase
 from conformance.checks import EXACT, REFERENCE, Findings, compare
 from conformance.probe import cast, compiler_options, is_float, mesh, numpy
+from conformance.refusals import refused
 
 STEPS = 3
 SHAPES = {"dense": {"kernel": (16, 8), "bias": (8,)}, "conv": {"kernel": (3, 2, 8)}}
@@ -230,21 +230,6 @@ def layers(probe: TransformProbe) -> Findings:
     yield from compare("a stack against its layers", stack, singles, EXACT)
 
 
-def _refused(probe: TransformProbe, trace: Callable[[], Any], argument: str, what: str) -> Findings:
-    name = probe.case.function.__name__
-    try:
-        trace()
-    except ValueError as error:
-        if name not in str(error):
-            yield f"{what}: the error does not name the function {name}: {error}"
-        if not re.search(rf"`{re.escape(argument)}[`\[.:]", str(error)):
-            yield f"{what}: the error does not name {argument}: {error}"
-    except Exception as error:
-        yield f"{what}: {type(error).__name__} instead of ValueError: {error}"
-    else:
-        yield f"{what}: accepted"
-
-
 def errors(probe: TransformProbe) -> Findings:
     """Missing parameters, gradients of another structure and bad hyperparameters are refused by name."""
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), probe.params())
@@ -256,14 +241,15 @@ def errors(probe: TransformProbe) -> Findings:
 
         return run
 
+    names = (probe.case.function.__name__,)
     for argument, values in probe.case.bad.items():
         numeric = any(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
         for value in (*values, *((float("nan"), "one") if numeric else ())):
-            yield from _refused(probe, trace(**{argument: value}), argument, f"{argument} = {value!r}")
+            yield from refused(f"{argument} = {value!r}", trace(**{argument: value}), names, (argument,))
     if probe.case.needs_params:
-        yield from _refused(probe, trace(given=None), "params", "without params")
+        yield from refused("without params", trace(given=None), names, ("params",))
         other = {**params, "conv": {"kernel": jax.ShapeDtypeStruct((3, 2, 9), jnp.float32)}}
-        yield from _refused(probe, trace(grads=other), "updates", "gradients of another shape")
+        yield from refused("gradients of another shape", trace(grads=other), names, ("updates",))
 
 
 def invariants(probe: TransformProbe) -> Findings:
