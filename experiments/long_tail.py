@@ -93,7 +93,6 @@ class Config(harness.ClassifierConfig):
 
     table: ClassVar[tuple[str, ...]] = tuple(METHODS)
 
-    seeds: int = 10
     ratio: float = 50.0
     """How many times the examples of the rarest class the most frequent one has."""
 

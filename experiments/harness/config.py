@@ -20,7 +20,7 @@ FUNCTION = "experiments.Config"  # what error messages call a config
 class Config:
     """What decides the numbers of a run. An experiment adds its own fields."""
 
-    seeds: int = 5
+    seeds: int = 10
     """How many seeds: they are 0, 1, 2, …, the same ones for every method."""
     methods: tuple[str, ...] = ()
     """The methods to run, by name. Default: all."""
