@@ -141,10 +141,14 @@ def chain(*weightings: Weighting) -> Weighting:
       A `Weighting` whose state is the tuple of theirs; its scope is `"example"` if theirs all are.
 
     Raises:
-      ValueError: if there is none.
+      ValueError: if there is none, or one is no `Weighting` (a pure function becomes one by `stateless`).
     """
     if not weightings:
         _checks.fail("weights.chain", "weightings", "empty", "at least one Weighting")
+    for index, weighting in enumerate(weightings):
+        if not isinstance(weighting, Weighting):
+            came = f"of type {type(weighting).__name__}"
+            _checks.fail("weights.chain", f"weightings[{index}]", came, "a Weighting; `stateless` lifts a function")
 
     def init(key: PRNGKeyArray | None = None) -> State:
         keys = [None] * len(weightings) if key is None else jax.random.split(key, len(weightings))

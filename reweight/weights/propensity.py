@@ -39,13 +39,13 @@ def importance_weights(
 ) -> Float[Array, "..."]:
     r"""Importance weights :math:`\rho_i = p(x_i) / q(x_i)`, bounded on request, from :math:`\log \rho_i`.
 
-    ==================  ==========================================================================================
-    plain               the defaults
-    truncated           `high=c`: :math:`\min(\rho, c)`
-    clipped             `low=1 - eps, high=1 + eps`: :math:`\rho` moved into the interval
-    masked              `low, high` with `outside="zero"`: :math:`\rho` inside the interval, 0 outside
-    self-normalised     `self_normalize=True`, with any of these: divided by their mean over the batch
-    ==================  ==========================================================================================
+    | weights | arguments |
+    |---|---|
+    | plain | the defaults |
+    | truncated | `high=c`: :math:`\min(\rho, c)` |
+    | clipped | `low=1 - eps, high=1 + eps`: :math:`\rho` moved into the interval |
+    | masked | `low, high` with `outside="zero"`: :math:`\rho` inside the interval, 0 outside |
+    | self-normalised | `self_normalize=True`, with any of these: divided by their mean over the batch |
 
     Args:
       log_ratios: any shape, any finite size; all axes count as examples. For inverse propensities pass

@@ -82,6 +82,11 @@ def test_a_chain_gives_each_member_its_own_key():
     assert a != b
 
 
+def test_a_chain_refuses_what_is_no_weighting():
+    with pytest.raises(ValueError, match=r"weights\.chain: argument `weightings\[1\]` is of type function"):
+        weights.chain(weights.uniform(), weights.kl_dro_weights)
+
+
 def test_an_empty_chain_is_refused():
     with pytest.raises(ValueError, match="argument `weightings` is empty"):
         weights.chain()
