@@ -185,3 +185,9 @@ def test_layouts_reach_the_leaves_that_a_mask_leaves():
     masked = {"a": params["a"], "b": {"kernel": optax.MaskedNode()}}
     found = jax.tree_util.tree_leaves_with_path(param_layouts(masked))
     assert [path_name(path) for path, _ in found] == ["a/kernel"]
+
+
+@pytest.mark.parametrize("name", ["a", "b", "w", "x", "mat"])
+def test_a_matrix_under_any_other_name_is_a_kernel(name):
+    layout = optim.param_layouts({name: jnp.ones((3, 4))})[name]
+    assert layout == optim.ParamLayout((0,))
