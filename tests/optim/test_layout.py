@@ -189,5 +189,5 @@ def test_layouts_reach_the_leaves_that_a_mask_leaves():
 
 @pytest.mark.parametrize("name", ["a", "b", "w", "x", "mat"])
 def test_a_matrix_under_any_other_name_is_a_kernel(name):
-    layout = optim.param_layouts({name: jnp.ones((3, 4))})[name]
-    assert layout == optim.ParamLayout((0,))
+    layout = param_layouts({name: jnp.ones((3, 4))})[name]
+    assert layout == ParamLayout((0,))
