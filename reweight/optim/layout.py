@@ -140,7 +140,7 @@ def _words(key: str) -> list[str]:
 
 def _is_vector(keys: tuple[str, ...]) -> bool:
     words = _words(keys[-1]) if keys else []
-    return words == ["b"] or (bool(words) and words[-1] in _VECTORS)
+    return bool(words) and words[-1] in _VECTORS
 
 
 def _kernel_name(keys: tuple[str, ...]) -> str:
