@@ -99,3 +99,11 @@ def test_a_static_mistake_is_named(options, named):
 def test_log_ratios_that_do_not_fit_the_losses_are_named():
     with pytest.raises(ValueError, match="argument `log_ratios`"):
         weights.importance().update((), jnp.zeros(2), log_ratios=jnp.zeros(3))
+
+
+def test_equal_bounds_leave_one_weight_for_all():
+    log_ratios = jnp.array([-3.0, 0.0, 2.0])
+    np.testing.assert_allclose(weights.importance_weights(log_ratios, low=1.5, high=1.5), 1.5, rtol=1e-6)
+    scheme = weights.importance(low=1.5, high=1.5)
+    drawn, _ = scheme.update(scheme.init(), jnp.zeros(3), log_ratios=log_ratios)
+    np.testing.assert_allclose(drawn, 1.5, rtol=1e-6)
