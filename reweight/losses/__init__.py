@@ -1,5 +1,5 @@
 """Losses: a value per example before any weight or reduction, one module a family."""
 
-from reweight.losses import adversarial, classification
+from reweight.losses import adversarial, classification, preference
 
-__all__ = ["adversarial", "classification"]
+__all__ = ["adversarial", "classification", "preference"]

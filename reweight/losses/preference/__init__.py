@@ -1,0 +1,1 @@
+"""Losses from preferences: pairs, unpaired answers, K answers a prompt, and reward models."""
