@@ -8,6 +8,8 @@ from rich.table import Table
 
 __all__ = ["main", "questions"]
 
+PARTS = ("envs.", "harness.")  # what experiments are made of
+
 
 def questions() -> dict[str, str]:
     """The question of every experiment by module name: the first line of the module's docstring, read, not imported."""
@@ -15,7 +17,7 @@ def questions() -> dict[str, str]:
     found = {}
     for path in sorted(root.rglob("*.py")):
         name = ".".join(path.relative_to(root).with_suffix("").parts)
-        if path.name.startswith("_") or name.startswith("harness."):
+        if path.name.startswith("_") or name.startswith(PARTS):
             continue
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
         if docstring:

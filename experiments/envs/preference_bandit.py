@@ -1,0 +1,218 @@
+r"""A contextual bandit in which everything that preference learning speaks of is known exactly.
+
+A prompt has a handful of answers, each with a reward, a length, features and a log-probability under the reference.
+Expected reward and divergence of a policy are sums over the answers, and the optimum of
+:math:`E_\pi[r] - \beta\, KL(\pi \| \pi_{ref})` is :math:`\pi^* \propto \pi_{ref}\, e^{r / \beta}`. Comparisons are
+drawn from Plackett and Luce's model, for two answers that of Bradley and Terry, or listed with their probabilities.
+"""
+
+import itertools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from reweight import _checks
+
+__all__ = [
+    "Bandit",
+    "Rankings",
+    "all_rankings",
+    "divergence",
+    "draw_rankings",
+    "expectation",
+    "make_bandit",
+    "optimum",
+    "rated_answers",
+    "regret",
+    "standardised",
+]
+
+REWARD_SCALE = 2.0
+SHORTEST, LONGEST = 2, 8
+# Of answers that no comparison shows: unlikely, bad, and with features so large that a policy goes far by accident.
+UNSEEN = 2
+UNSEEN_FEATURES, UNSEEN_REWARD, UNSEEN_LOGIT = 2.5, -2.0, -4.0
+
+
+class Bandit(NamedTuple):
+    """Prompts with their answers.
+
+    Attributes:
+      features: what a log-linear policy sees of an answer; the last one is its standardised length.
+      rewards: the true ones.
+      reference: log-probabilities under the reference policy; of every prompt they add up to 1.
+      lengths: in tokens. An answer's log-probability counts as spread evenly over its tokens.
+      seen: whether comparisons ever show the answer.
+    """
+
+    features: Float[Array, "prompts answers features"]
+    rewards: Float[Array, "prompts answers"]
+    reference: Float[Array, "prompts answers"]
+    lengths: Float[Array, "prompts answers"]
+    seen: Bool[Array, "prompts answers"]
+
+
+class Rankings(NamedTuple):
+    """Sets of answers of one prompt in the order in which an annotator put them; two answers are a pair.
+
+    Attributes:
+      answers: the indices of the answers, the best first.
+      ratings: the rewards that the annotator saw, in the same order.
+      weights: how much a ranking counts: 1 where it was drawn, its probability where all are listed.
+    """
+
+    answers: Int[Array, "prompts sets candidates"]
+    ratings: Float[Array, "prompts sets candidates"]
+    weights: Float[Array, "prompts sets"]
+
+
+def make_bandit(
+    key: PRNGKeyArray, *, prompts: int = 200, answers: int = 8, features: int = 16, coverage: bool = True
+) -> Bandit:
+    r"""Draws a bandit whose rewards are linear in the features, :math:`r = \phi^T \theta^*`, and blind to length.
+
+    Args:
+      key: draws everything.
+      prompts: how many.
+      answers: of each prompt, at least 4.
+      features: of each answer, at least 2; their squares add up to 1 on average.
+      coverage: without it the last two answers of every prompt appear in no comparison; their features are 2.5 times as
+        large, their reward is -2 whatever their features and their logit under the reference -4.
+
+    Returns:
+      A `Bandit`.
+
+    Raises:
+      ValueError: if there are fewer than 4 answers or 2 features.
+    """
+    for name, value, low in (("prompts", prompts, 1), ("answers", answers, 4), ("features", features, 2)):
+        _checks.number("experiments.make_bandit", name, value, low=low, integer=True)
+    drawn, direction, logits, sizes = jax.random.split(key, 4)
+    shape = (prompts, answers)
+    lengths = jax.random.randint(sizes, shape, SHORTEST, LONGEST + 1).astype(float)
+    phi = jax.random.normal(drawn, (*shape, features)).at[..., -1].set(standardised(lengths)) / math.sqrt(features)
+    theta = REWARD_SCALE * jax.random.normal(direction, (features,)).at[-1].set(0.0)
+    rewards = phi @ theta
+    scores = jax.random.normal(logits, shape)
+    seen = jnp.ones(shape, bool)
+    if not coverage:
+        seen = jnp.broadcast_to(jnp.arange(answers) < answers - UNSEEN, shape)
+        phi = jnp.where(seen[..., None], phi, UNSEEN_FEATURES * phi)
+        rewards = jnp.where(seen, rewards, UNSEEN_REWARD)
+        scores = jnp.where(seen, scores, UNSEEN_LOGIT)
+    return Bandit(phi, rewards, jax.nn.log_softmax(scores), lengths, seen)
+
+
+def standardised(lengths: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Lengths with mean 0 and variance 1 over the uniform distribution that they are drawn from."""
+    deviation = math.sqrt(((LONGEST - SHORTEST + 1) ** 2 - 1) / 12)
+    return (lengths - (SHORTEST + LONGEST) / 2) / deviation
+
+
+def draw_rankings(
+    key: PRNGKeyArray,
+    bandit: Bandit,
+    *,
+    sets: int,
+    candidates: int = 2,
+    flip_rate: float = 0.0,
+    length_bias: float = 0.0,
+) -> Rankings:
+    """Draws different answers from the reference and ranks them as an annotator with Gumbel noise does.
+
+    Args:
+      key: draws answers, noise and flips.
+      bandit: the answers with their rewards.
+      sets: rankings of each prompt.
+      candidates: answers in a ranking.
+      flip_rate: how often the annotator hands in the reverse of the ranking, in [0, 1].
+      length_bias: how much a standard deviation of length is worth to the annotator beside the reward.
+
+    Returns:
+      Rankings `[prompts, sets, candidates]`, each of weight 1.
+    """
+    shape = (bandit.rewards.shape[0], sets)
+    which, noise, flips = jax.random.split(key, 3)
+
+    def of(values: Array, indices: Array) -> Array:
+        return jnp.take_along_axis(values[:, None, :], indices, axis=-1)
+
+    # The largest perturbed log-probabilities are a draw without replacement; the order of perturbed rewards a ranking.
+    perturbed = bandit.reference[:, None] + jax.random.gumbel(which, (*shape, bandit.rewards.shape[1]))
+    chosen = jax.lax.top_k(jnp.where(bandit.seen[:, None], perturbed, -jnp.inf), candidates)[1]
+    utilities = of(bandit.rewards + length_bias * standardised(bandit.lengths), chosen)
+    order = jnp.argsort(-(utilities + jax.random.gumbel(noise, chosen.shape)), axis=-1)
+    ranked = jnp.take_along_axis(chosen, order, axis=-1)
+    flipped = jax.random.bernoulli(flips, flip_rate, shape)[..., None]
+    return Rankings(jnp.where(flipped, ranked[..., ::-1], ranked), of(bandit.rewards, ranked), jnp.ones(shape))
+
+
+def all_rankings(bandit: Bandit, *, candidates: int = 2, flip_rate: float = 0.0, sharpness: float = 1.0) -> Rankings:
+    """Every ranking of different answers with its probability, all sets of seen answers being equally frequent.
+
+    Args:
+      bandit: the answers with their rewards.
+      candidates: answers in a ranking.
+      flip_rate: how often the annotator hands in the reverse of the ranking, in [0, 1].
+      sharpness: what the annotator multiplies rewards with; at infinity the ranking is that of the rewards.
+
+    Returns:
+      Rankings `[prompts, sets, candidates]`; the weights of a prompt add up to 1.
+    """
+    permutations = list(itertools.permutations(range(bandit.rewards.shape[1]), candidates))
+    answers = np.array(permutations)
+    backwards = np.array([permutations.index(ranking[::-1]) for ranking in permutations])
+    ratings = bandit.rewards[:, answers]
+    if math.isinf(sharpness):
+        weights = jnp.all(ratings[..., :-1] > ratings[..., 1:], axis=-1).astype(ratings.dtype)
+    else:
+        scores = sharpness * ratings
+        weights = jnp.exp(jnp.sum(scores - jax.lax.cumlogsumexp(scores, axis=scores.ndim - 1, reverse=True), axis=-1))
+    weights = (1 - flip_rate) * weights + flip_rate * weights[:, backwards]
+    weights = weights * jnp.all(bandit.seen[:, answers], axis=-1)
+    weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+    return Rankings(jnp.broadcast_to(answers, ratings.shape), ratings, weights)
+
+
+def rated_answers(bandit: Bandit, *, flip_rate: float = 0.0) -> Rankings:
+    """All answers with their ratings as one set, and with the ratings in reverse, weighted by the rate of flips.
+
+    Args:
+      bandit: the answers with their rewards.
+      flip_rate: how often the annotator hands in the reverse of the ranking, in [0, 1].
+
+    Returns:
+      Rankings `[prompts, 2, answers]`.
+    """
+    order = jnp.argsort(-bandit.rewards, axis=-1)
+    ratings = jnp.take_along_axis(bandit.rewards, order, axis=-1)
+    weights = jnp.broadcast_to(jnp.stack([1 - jnp.asarray(flip_rate), jnp.asarray(flip_rate)]), (len(order), 2))
+    return Rankings(jnp.stack([order, order[:, ::-1]], axis=1), jnp.stack([ratings, ratings], axis=1), weights)
+
+
+def expectation(
+    policy: Float[Array, "*lanes prompts answers"], values: Float[Array, "*#lanes prompts answers"]
+) -> Array:
+    """The mean of `values` under a policy, given by its log-probabilities, over answers and prompts: `[*lanes]`."""
+    return jnp.mean(jnp.sum(jnp.exp(policy) * values, axis=-1), axis=-1)
+
+
+def divergence(
+    policy: Float[Array, "*lanes prompts answers"], reference: Float[Array, "*#lanes prompts answers"]
+) -> Array:
+    r"""The mean over prompts of :math:`KL(\pi \| \pi_{ref})`, from log-probabilities: `[*lanes]`."""
+    return expectation(policy, policy - reference)
+
+
+def optimum(bandit: Bandit, beta: float) -> Float[Array, "prompts answers"]:
+    r"""The log-probabilities of :math:`\pi^* \propto \pi_{ref}\, e^{r / \beta}`."""
+    return jax.nn.log_softmax(bandit.reference + bandit.rewards / beta)
+
+
+def regret(policy: Float[Array, "*lanes prompts answers"], bandit: Bandit, beta: float) -> Array:
+    r"""What :math:`E_\pi[r] - \beta\, KL(\pi \| \pi_{ref})` lacks to its maximum: :math:`\beta\, KL(\pi \| \pi^*)`."""
+    return beta * divergence(policy, optimum(bandit, beta))
