@@ -51,7 +51,8 @@ def _with_string_keys(tree: Any) -> Any:
     return tree
 
 
-def _plain(state: nnx.State) -> Tree:
+def plain(state: nnx.State) -> Tree:
+    """A module's state as nested dicts of arrays with string keys."""
     return _with_string_keys(nnx.to_pure_dict(state))
 
 
@@ -105,9 +106,9 @@ def functional(model: nnx.Module) -> Functional:
         logits = merged(inputs, train=train, rngs=rngs, mask=kept)
         if not train:
             return logits, extra
-        moved = _plain(nnx.state(merged, nnx.Not(nnx.Param)))
+        moved = plain(nnx.state(merged, nnx.Not(nnx.Param)))
         if some is not None:
             moved = jax.tree.map(lambda new, old: jnp.where(some, new, old), moved, extra)
         return logits, moved
 
-    return Functional(_plain(params_state), _plain(extra_state), apply)
+    return Functional(plain(params_state), plain(extra_state), apply)
