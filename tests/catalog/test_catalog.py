@@ -17,6 +17,9 @@ PAPERS = catalog.load()
 
 # Public functions that no paper proposes: what methods are built with.
 INFRASTRUCTURE = {
+    "reweight.decoding.sample": "sampling from any model",
+    "reweight.decoding.top_k_mask": "an option of sampling",
+    "reweight.decoding.top_p_mask": "an option of sampling",
     "reweight.optim.default_layout": "the layout rule of flax",
     "reweight.optim.flax_layout": "the layout rule of flax, without stacks",
     "reweight.optim.layout_rules": "layout rules by path",
