@@ -60,6 +60,9 @@ from reweight.weights.propensity import (
     importance,
     importance_weights,
 )
+from reweight.weights.trajectories import (
+    wpo_weights,
+)
 
 __all__ = [
     "CompositionalState",
@@ -106,4 +109,5 @@ __all__ = [
     "table_scatter",
     "uniform",
     "weight_entropy",
+    "wpo_weights",
 ]
