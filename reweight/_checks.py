@@ -7,7 +7,7 @@ A hyperparameter that is itself traced (a schedule, a `vmap` over hyperparameter
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -135,6 +135,19 @@ def same_structure(function: str, argument: str, value: Any, like: Any, *, like_
                 f"{argument}{where}",
                 f"of shape {jnp.shape(a)}",
                 f"{like_name}'s shape {jnp.shape(b)}",
+            )
+
+
+def require(function: str, signals: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    """Raises a `ValueError` that names the first signal missing from `signals`."""
+    for name in names:
+        if signals.get(name) is None:
+            came = ", ".join(sorted(key for key, value in signals.items() if value is not None)) or "none"
+            fail(
+                function,
+                name,
+                "missing",
+                f"an array passed as a signal by this name (signals that came: {came})",
             )
 
 

@@ -15,7 +15,7 @@ carry no gradient. A batch that is masked altogether has weights 0 and leaves th
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import jax
@@ -74,19 +74,6 @@ class Weighting(NamedTuple):
     signals: tuple[str, ...] = ()
 
 
-def require(function: str, signals: Mapping[str, Any], names: tuple[str, ...]) -> None:
-    """Raises a `ValueError` that names the first signal missing from `signals`."""
-    for name in names:
-        if signals.get(name) is None:
-            came = ", ".join(sorted(key for key, value in signals.items() if value is not None)) or "none"
-            _checks.fail(
-                function,
-                name,
-                "missing",
-                f"an array passed as a signal by this name (signals that came: {came})",
-            )
-
-
 def stateless(
     function: Callable[..., Float[Array, "..."]], *, scope: Scope = "batch", name: str | None = None
 ) -> Weighting:
@@ -122,7 +109,7 @@ def stateless(
         return ()
 
     def update(state: State, losses: Float[Array, "..."], **signals: Any) -> tuple[Float[Array, "..."], State]:
-        require(label, signals, required)
+        _checks.require(label, signals, required)
         chosen = {key: value for key, value in signals.items() if key in names and value is not None}
         return jax.lax.stop_gradient(function(losses, **chosen)), state
 

@@ -157,7 +157,7 @@ def group_dro(
     def update(
         state: GroupDROState, losses: Float[Array, "..."], **signals: Any
     ) -> tuple[Float[Array, "..."], GroupDROState]:
-        base.require(function, signals, (signal,))
+        _checks.require(function, signals, (signal,))
         mask = signals.get("mask")
         kept = base.keep(losses, mask, function)
         groups = base.integer_ids(function, signal, signals[signal], losses)

@@ -138,7 +138,7 @@ def smoothed(inner: base.Weighting, num_examples: int, *, decay: float = 0.9) ->
     def update(
         state: SmoothedState, losses: Float[Array, "..."], **signals: Any
     ) -> tuple[Float[Array, "..."], SmoothedState]:
-        base.require(function, signals, ("indices",))
+        _checks.require(function, signals, ("indices",))
         indices = signals["indices"]
         kept = base.keep(losses, signals.get("mask"), function)
         _checks.array(function, "indices", indices, shape=jnp.shape(losses), kind="integer")

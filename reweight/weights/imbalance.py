@@ -133,7 +133,7 @@ def _by_class(function: str, class_weights: Float[Array, " classes"], signal: st
         return ()
 
     def update(state: tuple[()], losses: Float[Array, "..."], **signals: Any) -> tuple[Float[Array, "..."], tuple[()]]:
-        base.require(function, signals, (signal,))
+        _checks.require(function, signals, (signal,))
         kept = base.keep(losses, signals.get("mask"), function)
         ids = base.integer_ids(function, signal, signals[signal], losses)
         return jax.lax.stop_gradient(jnp.where(kept, lookup(class_weights, ids), 0)), state
