@@ -22,11 +22,12 @@ def wpo_weights(
     *,
     clip: bool = True,
 ) -> Float[Array, "*batch"]:
-    r"""WPO weights of pairs: :math:`w(y_w)\, w(y_l)`, :math:`\log w(y) = \frac1n \sum_t [\log p_t - \log \sum_v p_{tv}^2]`.
+    r"""WPO weights of pairs: :math:`w(y_w)\, w(y_l)`, how much like the policy's own answers both of them are.
 
-    Pairs that the policy might have said itself count, others hardly do: off-policy data is made to look on-policy. The
-    denominator is the probability expected of a token that the policy draws, so that an answer as likely as its own has
-    a weight about 1 whatever the entropy. The scale means something, so reduce with `normalizer="count"`:
+    :math:`\log w(y) = \frac1n \sum_t (\log p_t - \log \sum_v p_{tv}^2)`: the probability of a token against the one
+    expected of a token that the policy draws, so that an answer as likely as its own has a weight about 1 whatever the
+    entropy. Pairs far from what the policy says hardly count: off-policy data is made to look on-policy. The scale
+    means something, so reduce with `normalizer="count"`:
 
         w = weights.wpo_weights(c.log_probs, r.log_probs, c.sum_squares, r.sum_squares, c_mask, r_mask)
         loss = reduce.weighted_mean(losses, w, normalizer="count")

@@ -88,3 +88,12 @@ def means(
     """Sums over answers divided by their lengths; an empty answer has length 1, so that its mean is its sum, 0."""
     chosen_counts, rejected_counts = counts(function, chosen, chosen_lengths, rejected_lengths)
     return chosen / jnp.maximum(chosen_counts, 1), rejected / jnp.maximum(rejected_counts, 1)
+
+
+def response(function: str, name: str, log_probs: Any, mask_name: str, mask: Any) -> Array:
+    """The mask of the response tokens of sequences as booleans, of the shape of their log-probs."""
+    _checks.array(function, name, log_probs, kind="float")
+    if jnp.ndim(log_probs) < 1:
+        _checks.fail(function, name, "a scalar", "an array whose last axis is time")
+    _checks.mask(function, mask_name, mask, log_probs, like_name=name)
+    return jnp.broadcast_to(jnp.asarray(mask) != 0, jnp.shape(log_probs))

@@ -11,6 +11,7 @@ a known link is one line:
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from reweight import _checks
@@ -110,9 +111,13 @@ def squared(margins: Margins, *, target: float | Float[Array, "*batch"]) -> Marg
       ValueError: if `target` is no finite number, or does not broadcast to the margins.
     """
     function = "losses.preference.links.squared"
-    _inputs.finite(function, target=target)
-    _checks.broadcasts(function, "target", target, margins, like_name="margins")
-    return (_margins(function, margins) - target) ** 2
+    z = _margins(function, margins)
+    if isinstance(target, jax.Array | np.ndarray):
+        _checks.array(function, "target", target, kind="number")
+        _checks.broadcasts(function, "target", target, z, like_name="margins")
+    else:
+        _inputs.finite(function, target=target)
+    return (z - target) ** 2
 
 
 def reverse_kl(margins: Margins, *, label_smoothing: float = 1e-3) -> Margins:

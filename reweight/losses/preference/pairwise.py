@@ -23,12 +23,13 @@ reference of zeros is no reference.
 """
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
 from reweight import _checks
 from reweight.losses.preference import _inputs, links
 from reweight.losses.preference._inputs import Lengths, PerAnswer
-from reweight.losses.preference.sequence import sequence_log_probs, shared_prefix_log_probs
+from reweight.losses.preference.sequence import shared_prefix_log_probs
 
 __all__ = ["discopop", "dpo", "dpo_norm", "dpop", "exo_pair", "hinge", "ipo", "ld_dpo", "r_dpo", "robust_dpo"]
 
@@ -464,17 +465,21 @@ def ld_dpo(
       Liu et al., *Length Desensitization in Direct Preference Optimization*, 2024, arXiv 2409.06411. Default of
       `alpha`: what the paper suggests to start from; of `beta`: TRL's.
     """
-    chosen_lengths, rejected_lengths = (
-        sequence_log_probs(values, mask).lengths
-        for values, mask in ((policy_chosen, chosen_mask), (policy_rejected, rejected_mask))
+    function = "losses.preference.ld_dpo"
+    _checks.number(function, "alpha", alpha, low=0, high=1)
+    _inputs.positive(function, beta=beta)
+    _inputs.smoothing(function, label_smoothing)
+    chosen_kept = _inputs.response(function, "policy_chosen", policy_chosen, "chosen_mask", chosen_mask)
+    rejected_kept = _inputs.response(function, "policy_rejected", policy_rejected, "rejected_mask", rejected_mask)
+    _checks.array(function, "policy_rejected", policy_rejected, shape=(*chosen_kept.shape[:-1], None))
+    _checks.array(function, "reference_chosen", reference_chosen, shape=chosen_kept.shape, kind="float")
+    _checks.array(function, "reference_rejected", reference_rejected, shape=rejected_kept.shape, kind="float")
+    chosen_lengths, rejected_lengths = jnp.sum(chosen_kept, axis=-1), jnp.sum(rejected_kept, axis=-1)
+    return dpo(
+        shared_prefix_log_probs(policy_chosen, chosen_kept, rejected_lengths, alpha=alpha).sums,
+        shared_prefix_log_probs(policy_rejected, rejected_kept, chosen_lengths, alpha=alpha).sums,
+        shared_prefix_log_probs(reference_chosen, chosen_kept, rejected_lengths, alpha=alpha).sums,
+        shared_prefix_log_probs(reference_rejected, rejected_kept, chosen_lengths, alpha=alpha).sums,
+        beta=beta,
+        label_smoothing=label_smoothing,
     )
-    sums = [
-        shared_prefix_log_probs(values, mask, others, alpha=alpha).sums
-        for values, mask, others in (
-            (policy_chosen, chosen_mask, rejected_lengths),
-            (policy_rejected, rejected_mask, chosen_lengths),
-            (reference_chosen, chosen_mask, rejected_lengths),
-            (reference_rejected, rejected_mask, chosen_lengths),
-        )
-    ]
-    return dpo(*sums, beta=beta, label_smoothing=label_smoothing)

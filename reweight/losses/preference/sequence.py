@@ -39,14 +39,6 @@ class SequenceLogProbs(NamedTuple):
         return self.sums / jnp.maximum(self.lengths, 1).astype(self.sums.dtype)
 
 
-def _kept(function: str, log_probs: Float[Array, "*batch time"], mask: Mask, name: str = "mask") -> Array:
-    _checks.array(function, "log_probs", log_probs, kind="float")
-    if jnp.ndim(log_probs) < 1:
-        _checks.fail(function, "log_probs", "a scalar", "an array whose last axis is time")
-    _checks.mask(function, name, mask, log_probs, like_name="log_probs")
-    return jnp.broadcast_to(jnp.asarray(mask) != 0, jnp.shape(log_probs))
-
-
 def sequence_log_probs(log_probs: Float[Array, "*batch time"], mask: Mask) -> SequenceLogProbs:
     r"""Log-probs of whole answers, :math:`\sum_t m_t \log p_t`, with their lengths :math:`\sum_t m_t`, per sequence.
 
@@ -62,7 +54,7 @@ def sequence_log_probs(log_probs: Float[Array, "*batch time"], mask: Mask) -> Se
     Raises:
       ValueError: if the mask does not broadcast to the log-probs.
     """
-    kept = _kept("losses.preference.sequence_log_probs", log_probs, mask)
+    kept = _inputs.response("losses.preference.sequence_log_probs", "log_probs", log_probs, "mask", mask)
     values = jnp.where(kept, log_probs, 0).astype(_checks.accumulation_dtype(log_probs))
     return SequenceLogProbs(jnp.sum(values, axis=-1), jnp.sum(kept, axis=-1, dtype=jnp.int32))
 
@@ -91,7 +83,7 @@ def shared_prefix_log_probs(
       Liu et al., *Length Desensitization in Direct Preference Optimization*, 2024, arXiv 2409.06411.
     """
     function = "losses.preference.shared_prefix_log_probs"
-    kept = _kept(function, log_probs, mask)
+    kept = _inputs.response(function, "log_probs", log_probs, "mask", mask)
     _checks.array(function, "other_lengths", other_lengths, shape=jnp.shape(log_probs)[:-1], kind="number")
     _checks.number(function, "alpha", alpha, low=0, high=1)
     # Tokens before the first of the answer are masked, so a prefix needs no lower end.
