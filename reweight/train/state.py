@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from reweight.losses import BatchLoss
 from reweight.weights import Weighting, uniform
 
 __all__ = ["TrainState", "init_state"]
@@ -27,6 +28,7 @@ class TrainState:
       opt_state: the state of the optimizer.
       weighting_state: the state of the weighting.
       key: the key of the run. It never changes: each step folds its own number into it.
+      loss_state: the state of the loss, if it is a `BatchLoss` with one.
     """
 
     step: Int[Array, ""]
@@ -35,6 +37,7 @@ class TrainState:
     opt_state: Tree
     weighting_state: Tree
     key: PRNGKeyArray
+    loss_state: Tree = ()
 
     def replace(self, **changes: Any) -> "TrainState":
         """A copy with some attributes replaced."""
@@ -47,6 +50,8 @@ def init_state(
     optimizer: optax.GradientTransformation,
     weighting: Weighting | None = None,
     key: PRNGKeyArray | None = None,
+    *,
+    loss: BatchLoss | None = None,
 ) -> TrainState:
     """The state before the first step.
 
@@ -59,13 +64,15 @@ def init_state(
       extra: a pytree of arrays, or None.
       optimizer: an optax transformation.
       weighting: the weighting of the run; default `weights.uniform()`.
-      key: a typed key (`jax.random.key`), from which the weighting's and all steps' keys come; default `key(0)`.
+      key: a typed key (`jax.random.key`), from which the keys of the weighting, of the loss and of all steps come;
+        default `key(0)`.
+      loss: the `BatchLoss` of the run, if `make_step` gets one.
 
     Returns:
       A `TrainState` at step 0.
     """
     key = jax.random.key(0) if key is None else key
-    run_key, weighting_key = jax.random.split(key)
+    run_key, weighting_key, loss_key = jax.random.split(key, 3)
     weighting = uniform() if weighting is None else weighting
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -74,6 +81,7 @@ def init_state(
         opt_state=optimizer.init(params),
         weighting_state=weighting.init(weighting_key),
         key=run_key,
+        loss_state=() if loss is None else loss.init(loss_key),
     )
     return jax.tree.map(_strong_copy, state)
 

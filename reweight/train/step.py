@@ -9,6 +9,15 @@ batch, up to rounding, for every weighting: totals and denominators add up over 
 Where a weight depends on its own example alone one pass does; where it depends on others (`Weighting.scope` is
 `"batch"`) a first pass collects the losses and signals of all microbatches without gradients, the weights are computed
 for the whole batch, and a second pass takes the gradients with the weights fixed.
+
+A loss with a statistic of the batch or of the stream is a `BatchLoss`. The loss function then gives its signals in
+place of losses, and the step asks the loss for the statistic of the whole batch, which is constant, and for the losses
+given the statistic, which have the gradient:
+
+    step = make_step(signals_fn, optimizer, loss=losses.preference.stream_bco(), microbatches=4)
+
+In microbatches this takes the same two passes: signals of all, statistic, losses, weights; then the gradients of the
+losses given what the first pass found.
 """
 
 import functools
@@ -22,6 +31,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray
 
 from reweight import _checks, parallel, reduce
+from reweight.losses import BatchLoss
 from reweight.train.state import TrainState
 from reweight.weights import Weighting, effective_sample_size, uniform
 
@@ -43,13 +53,13 @@ class LossOutput(NamedTuple):
     """What a loss function returns.
 
     Attributes:
-      losses: a loss an example `[B]` or a token `[B, T]`.
-      signals: named arrays `[B, ...]` for the weighting and the metrics (`logits`, `features`, …). They stand beside
-        the arrays of the batch, and in front of one of the same name.
+      losses: a loss an example `[B]` or a token `[B, T]`; None where a `BatchLoss` computes them from the signals.
+      signals: named arrays `[B, ...]` for the loss, the weighting and the metrics (`logits`, `features`, …). They stand
+        beside the arrays of the batch, and in front of one of the same name.
       extra: the new `extra` of the state; None if it stays as it was.
     """
 
-    losses: Float[Array, "batch *rest"]
+    losses: Float[Array, "batch *rest"] | None = None
     signals: Mapping[str, Array] = {}
     extra: Tree = None
 
@@ -107,6 +117,7 @@ def make_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     *,
+    loss: BatchLoss | None = None,
     weighting: Weighting | None = None,
     reduction: Reduction = mean_over_count,
     microbatches: int = 1,
@@ -115,8 +126,9 @@ def make_step(
     r"""A pure step `(state, batch) -> (state, metrics)`: :math:`g = \nabla_\theta\, R(\bar w, l_\theta)`, then update.
 
     Weights :math:`w` come from the losses and signals of the whole batch, the bar is a stop-gradient, and :math:`R` is
-    the reduction. The step can be jitted (`jit_step`), scanned, vmapped over states, and run on sharded arrays, where
-    "the whole batch" is the global one.
+    the reduction. The statistic of a `BatchLoss` comes from the signals of the whole batch, and is held fixed too. The
+    step can be jitted (`jit_step`), scanned, vmapped over states, and run on sharded arrays, where "the whole batch" is
+    the global one.
 
     With :math:`M` microbatches, the one numbered :math:`k` holds the examples :math:`k, k + M, k + 2M, \dots`: an axis
     sharded over devices stays so. Three things belong to a microbatch and not to the whole batch: its key (for dropout;
@@ -126,6 +138,8 @@ def make_step(
     Args:
       loss_fn: `loss_fn(params, extra, batch, key) -> LossOutput`.
       optimizer: an optax transformation; one that takes extra arguments gets the loss as `value`.
+      loss: a `BatchLoss`, which computes the losses from the arrays of the batch and the signals of the `LossOutput`.
+        The state must have been made with it too (`init_state(..., loss=loss)`). Default: `loss_fn` gives the losses.
       weighting: default `weights.uniform()`. It gets as signals the arrays of the batch and those of the `LossOutput`.
       reduction: `(losses, weights, mask) -> reduce.Parts`, scalars; `mask` is the signal of that name or None. It may
         have a gradient through its denominator (a ratio of sums); accumulating it then takes two passes.
@@ -141,7 +155,8 @@ def make_step(
     Raises:
       ValueError: if `microbatches` is below 1, or above 1 for a loss or reduction that is marked `whole_batch`; at
         trace time, if it does not divide the batch, the arrays of the batch differ in their first axis, the loss
-        function or the reduction returns something else than it should, or a metric has the name of one of the step's.
+        function or the reduction returns something else than it should, the state was made without the `loss`, or a
+        metric has the name of one of the step's.
     """
     _checks.number("train.make_step", "microbatches", microbatches, low=1, integer=True)
     for argument, function in (("loss_fn", loss_fn), ("reduction", reduction)):
@@ -155,33 +170,49 @@ def make_step(
     weighting = uniform() if weighting is None else weighting
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def forward(params: Tree, extra: Tree, batch: Batch, key: PRNGKeyArray) -> tuple[Array, Tree, dict[str, Array]]:
+    def forward(
+        params: Tree, extra: Tree, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[Array | None, Tree, dict[str, Array]]:
         output = loss_fn(params, extra, batch, key)
         if not isinstance(output, LossOutput):
             _checks.fail("train.make_step", "loss_fn", f"returning {type(output).__name__}", "a function to LossOutput")
+        if (output.losses is None) != (loss is not None):
+            came, allowed = ("without", "with losses, or a `loss`") if loss is None else ("with", "with signals only")
+            _checks.fail("train.make_step", "loss_fn", f"returning a LossOutput {came} losses", f"one {allowed}")
         return output.losses, extra if output.extra is None else output.extra, dict(output.signals)
 
-    def weigh(state: Tree, losses: Array, signals: Mapping[str, Any]) -> tuple[Array, Tree]:
-        fixed, named = jax.lax.stop_gradient((losses, {k: v for k, v in signals.items() if k != "losses"}))
-        return jax.lax.stop_gradient(weighting.update(state, fixed, **named))
+    def losses_given(statistics: Tree, losses: Array | None, signals: Mapping[str, Any]) -> Array:
+        losses = losses if loss is None else loss.losses(statistics, **signals)
+        assert losses is not None
+        return losses
+
+    def look_at(memory: _Memory, losses: Array | None, signals: Mapping[str, Any]) -> tuple[_Fixed, _Memory]:
+        """What is computed of a whole batch, and has no gradient: the statistics of the loss, then the weights."""
+        held = jax.lax.stop_gradient({name: value for name, value in signals.items() if name != "losses"})
+        statistics, loss_state = (None, memory.loss) if loss is None else loss.statistics(memory.loss, **held)
+        losses = jax.lax.stop_gradient(losses_given(statistics, losses, held))
+        weights, weighting_state = weighting.update(memory.weighting, losses, **held)
+        return jax.lax.stop_gradient((_Fixed(statistics, weights), _Memory(weighting_state, loss_state)))
 
     def objective(
         params: Tree,
         extra: Tree,
-        weighting_state: Tree,
+        memory: _Memory,
         batch: Batch,
         key: PRNGKeyArray,
-        weights: Array | None,
+        fixed: _Fixed | None,
         value: Array | None,
     ) -> tuple[Array, _Piece]:
         """What is differentiated: the value of a whole batch, or a microbatch's share of the undivided gradient.
 
-        The gradient of T / D is (∇T - (T / D) ∇D) / D, and `value` is T / D of the whole batch.
+        The gradient of T / D is (∇T - (T / D) ∇D) / D, and `value` is T / D of the whole batch. `fixed` is what an
+        earlier pass has found; without one this is the first.
         """
         losses, extra, own = forward(params, extra, batch, key)
         signals = {**batch, **own}
-        if weights is None:
-            weights, weighting_state = weigh(weighting_state, losses, signals)
+        if fixed is None:
+            fixed, memory = look_at(memory, losses, signals)
+        losses, weights = losses_given(fixed.statistics, losses, signals), fixed.weights
         mask = signals.get("mask")
         parts = {"loss": _scalar_parts(reduction(losses, weights, mask))}
         total, denominator = parts["loss"]
@@ -190,12 +221,13 @@ def make_step(
         parts["unweighted_loss"] = _scalar_parts(reduction(losses, ones, mask))
         if metrics is not None:
             parts |= _named(metrics({**signals, "losses": losses, "weights": weights}))
-        return target, _Piece(extra, weighting_state, weights, _weight_mask(weights, losses, mask), parts)
+        return target, _Piece(extra, memory, weights, _weight_mask(weights, losses, mask), parts)
 
     gradient = jax.grad(objective, has_aux=True)
 
     def whole(state: TrainState, batch: Batch, keys: PRNGKeyArray) -> tuple[Tree, _Piece]:
-        return gradient(state.params, state.extra, state.weighting_state, batch, keys[0], None, None)
+        memory = _Memory(state.weighting_state, state.loss_state)
+        return gradient(state.params, state.extra, memory, batch, keys[0], None, None)
 
     def accumulated(state: TrainState, batch: Batch, keys: PRNGKeyArray) -> tuple[Tree, _Piece]:
         pieces = jax.tree.map(lambda x: _split(x, microbatches), dict(batch))
@@ -203,39 +235,49 @@ def make_step(
         shapes = jax.eval_shape(forward, state.params, state.extra, first, keys[0])
         _check_pieces({"losses": shapes[0], **shapes[2]}, jax.tree.leaves(first)[0].shape[0])
 
-        weights, value, weighting_state = None, jnp.zeros(()), state.weighting_state
-        if weighting.scope == "batch" or _denominator_reads_losses(reduction, shapes[0], {**first, **shapes[2]}):
+        fixed, value, memory = None, jnp.zeros(()), _Memory(state.weighting_state, state.loss_state)
+        if (
+            loss is not None
+            or weighting.scope == "batch"
+            or _denominator_reads_losses(reduction, shapes[0], {**first, **shapes[2]})
+        ):
 
-            def look(extra: Tree, piece: tuple[Batch, PRNGKeyArray]) -> tuple[Tree, tuple[Array, dict[str, Array]]]:
+            def look(
+                extra: Tree, piece: tuple[Batch, PRNGKeyArray]
+            ) -> tuple[Tree, tuple[Array | None, dict[str, Array]]]:
                 losses, extra, own = forward(state.params, extra, *piece)
                 return extra, (losses, own)
 
             _, looked = jax.lax.scan(look, state.extra, (pieces, keys))
             losses, own = jax.tree.map(_merge, looked)
             signals = {**batch, **own}
-            all_weights, weighting_state = weigh(state.weighting_state, losses, signals)
-            value = reduce.finish(_scalar_parts(reduction(losses, all_weights, signals.get("mask"))))
-            _check_pieces({"weights": all_weights}, losses.shape[0])
-            weights = _split(all_weights, microbatches)
+            found, memory = look_at(memory, losses, signals)
+            losses = losses_given(found.statistics, losses, signals)
+            value = reduce.finish(_scalar_parts(reduction(losses, found.weights, signals.get("mask"))))
+            rows = [x for x in jax.tree.leaves(found.statistics) if x.ndim]
+            _check_pieces({"losses": losses, "statistics": rows, "weights": found.weights}, losses.shape[0])
+            fixed = jax.tree.map(lambda x: _split(x, microbatches) if x.ndim else _repeat(x, microbatches), found)
 
-        def add(carry: tuple[Tree, Tree, Tree], piece: tuple[Batch, PRNGKeyArray, Array | None]) -> tuple[Any, Any]:
+        def add(carry: tuple[Tree, Tree, Tree], piece: tuple[Batch, PRNGKeyArray, _Fixed | None]) -> tuple[Any, Any]:
             sums, extra, running = carry
             grads, out = gradient(state.params, extra, running, *piece, value)
             sums = jax.tree.map(lambda total, grad: total + grad, sums, grads)
-            return (sums, out.extra, out.weighting_state), (out.weights, out.mask, out.parts)
+            return (sums, out.extra, out.memory), (out.weights, out.mask, out.parts)
 
         zeros = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), _checks.accumulation_dtype(p)), state.params)
-        carry = (zeros, state.extra, weighting_state)
-        (sums, extra, weighting_state), (all_weights, mask, parts) = jax.lax.scan(add, carry, (pieces, keys, weights))
+        carry = (zeros, state.extra, memory)
+        (sums, extra, memory), (weights, mask, parts) = jax.lax.scan(add, carry, (pieces, keys, fixed))
         parts = jax.tree.map(lambda x: jnp.sum(x, axis=0), parts)
         denominator = parts["loss"].denominator
         scale = 1 / jnp.where(denominator == 0, 1, denominator)
         grads = jax.tree.map(lambda total, p: (total * scale).astype(jnp.result_type(p)), sums, state.params)
-        all_weights, mask = jax.tree.map(_merge, (all_weights, mask))
-        return grads, _Piece(extra, weighting_state, all_weights, mask, parts)
+        weights, mask = jax.tree.map(_merge, (weights, mask))
+        return grads, _Piece(extra, memory, weights, mask, parts)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         _check_batch(batch, microbatches)
+        if loss is not None:
+            _check_loss_state(loss, state)
         keys = jax.random.split(jax.random.fold_in(state.key, state.step), microbatches)
         grads, out = (whole if microbatches == 1 else accumulated)(state, batch, keys)
         measured = {name: reduce.finish(parts) for name, parts in out.parts.items()}
@@ -247,7 +289,8 @@ def make_step(
             params=optax.apply_updates(state.params, updates),
             extra=out.extra,
             opt_state=opt_state,
-            weighting_state=out.weighting_state,
+            weighting_state=out.memory.weighting,
+            loss_state=out.memory.loss,
         )
         return new, measured
 
@@ -283,11 +326,25 @@ def jit_step(step: Step, *, mesh: Mesh | None = None, state_shardings: Tree = No
     )
 
 
+class _Memory(NamedTuple):
+    """The states that a step carries from batch to batch without a gradient."""
+
+    weighting: Tree
+    loss: Tree
+
+
+class _Fixed(NamedTuple):
+    """What is constant in the gradient of a batch."""
+
+    statistics: Tree
+    weights: Array
+
+
 class _Piece(NamedTuple):
     """What a batch or a microbatch gives besides its gradient."""
 
     extra: Tree
-    weighting_state: Tree
+    memory: _Memory
     weights: Array
     mask: Array | None  # of the weights' shape
     parts: dict[str, reduce.Parts]
@@ -301,6 +358,11 @@ def _split(x: Array, count: int) -> Array:
 def _merge(x: Array) -> Array:
     """The inverse of `_split`."""
     return jnp.reshape(jnp.swapaxes(x, 0, 1), (-1, *x.shape[2:]))
+
+
+def _repeat(x: Array, count: int) -> Array:
+    """The same scalar for every piece."""
+    return jnp.broadcast_to(x, (count,))
 
 
 def _marked_whole_batch(function: Callable[..., Any]) -> bool:
@@ -358,6 +420,14 @@ def _check_batch(batch: Batch, microbatches: int) -> None:
     (size,) = set(sizes.values()).pop()
     if size % microbatches:
         _checks.fail("train.step", "microbatches", f"{microbatches}", f"a divisor of the batch size {size}")
+
+
+def _check_loss_state(loss: BatchLoss, state: TrainState) -> None:
+    came, wanted = (str(jax.tree.structure(x)) for x in (state.loss_state, jax.eval_shape(loss.init, state.key)))
+    if came != wanted:
+        _checks.fail(
+            "train.step", "state", f"with a loss_state {came}", f"{wanted}, as from init_state(..., loss=loss)"
+        )
 
 
 def _check_pieces(arrays: Mapping[str, Any], size: int) -> None:
