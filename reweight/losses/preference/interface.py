@@ -95,8 +95,11 @@ def pair_loss(name: str, pairs: Pairs, **hyper: Any) -> Float[Array, "*batch"]:
     for field, value in fields.items():
         if value is None and parameters[field].default is inspect.Parameter.empty:
             _checks.fail(function, f"pairs.{field}", "None", f"an array, which {name} needs")
-    own = [parameter for parameter in parameters if parameter not in fields]
+    own = {parameter: parameters[parameter].default for parameter in parameters if parameter not in fields}
     for argument in hyper:
         if argument not in own:
             _checks.fail(function, argument, f"no hyperparameter of {name}", ", ".join(own) or "none")
+    for argument, default in own.items():
+        if default is inspect.Parameter.empty and argument not in hyper:
+            _checks.fail(function, argument, "missing", f"a value, for which {name} has no default")
     return PAIR_LOSSES[name](**fields, **hyper)
