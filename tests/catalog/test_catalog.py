@@ -17,6 +17,12 @@ PAPERS = catalog.load()
 
 # Public functions that no paper proposes: what methods are built with.
 INFRASTRUCTURE = {
+    "reweight.losses.preference.links.hinge": "a link of losses of pairs",
+    "reweight.losses.preference.links.logistic": "the link of most losses of pairs",
+    "reweight.losses.preference.links.sigmoid": "a link of losses of pairs",
+    "reweight.losses.preference.links.squared": "a link of losses of pairs",
+    "reweight.losses.preference.pair_loss": "losses of pairs by name",
+    "reweight.losses.preference.sequence_log_probs": "from tokens to answers",
     "reweight.decoding.sample": "sampling from any model",
     "reweight.decoding.top_k_mask": "an option of sampling",
     "reweight.decoding.top_p_mask": "an option of sampling",
