@@ -11,7 +11,7 @@ no pair. To have that, leave the term out, and add two reductions, whose parts a
     pairs = preference.cpo(chosen.sums, rejected.sums, beta=0.1, alpha=0.0)  # orpo: nll=0.0
     pair_part = reduce.weighted_mean(pairs, parts=True)
     nll_part = reduce.tokens(-chosen_log_probs, chosen_mask, parts=True)  # for ORPO a mask of prompts and answers
-    loss = reduce.combine([pair_part]) + alpha * reduce.combine([nll_part])
+    loss = reduce.finish(pair_part) + alpha * reduce.finish(nll_part)
 """
 
 import jax.numpy as jnp
