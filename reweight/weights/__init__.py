@@ -61,6 +61,7 @@ from reweight.weights.propensity import (
     importance_weights,
 )
 from reweight.weights.trajectories import (
+    wpo,
     wpo_weights,
 )
 
@@ -109,5 +110,6 @@ __all__ = [
     "table_scatter",
     "uniform",
     "weight_entropy",
+    "wpo",
     "wpo_weights",
 ]

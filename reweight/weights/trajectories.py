@@ -5,8 +5,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
 from reweight import _checks
+from reweight.losses.preference.sequence import sequence_log_probs
+from reweight.weights import base
 
-__all__ = ["wpo_weights"]
+__all__ = ["wpo", "wpo_weights"]
 
 TokenValues = Float[Array, "*batch time"]
 Mask = Bool[Array, "*batch time"] | Num[Array, "*batch time"]
@@ -70,7 +72,44 @@ def _mean_advantage(side: str, log_probs: TokenValues, sum_squares: TokenValues,
     _checks.array(function, f"{side}_sum_squares", sum_squares, shape=jnp.shape(log_probs), kind="float")
     _checks.mask(function, f"{side}_mask", mask, log_probs, like_name=f"{side}_log_probs")
     dtype = _checks.accumulation_dtype(log_probs, sum_squares)
-    kept = jnp.broadcast_to(jnp.asarray(mask) != 0, jnp.shape(log_probs))
-    squares = jnp.where(kept, sum_squares, 1).astype(dtype)
-    values = jnp.where(kept, log_probs, 0).astype(dtype) - jnp.log(jnp.maximum(squares, jnp.finfo(dtype).tiny))
-    return jnp.sum(values, axis=-1) / jnp.maximum(jnp.sum(kept, axis=-1), 1)
+    squares = jnp.maximum(jnp.asarray(sum_squares).astype(dtype), jnp.finfo(dtype).tiny)
+    return sequence_log_probs(jnp.asarray(log_probs).astype(dtype) - jnp.log(squares), mask).means
+
+
+def wpo(*, clip: bool = True) -> base.Weighting:
+    """The `wpo_weights` of each pair, not normalised.
+
+    Args:
+      clip: hold the product at 1 from above, as the official code does. TRL does not.
+
+    Returns:
+      A `Weighting` of scope `"example"` that reads the signals `chosen_log_probs`, `rejected_log_probs`,
+      `chosen_sum_squares`, `rejected_sum_squares`, `chosen_mask` and `rejected_mask`; losses are one a pair.
+    """
+
+    def of_pairs(
+        losses: Float[Array, "..."],
+        *,
+        chosen_log_probs: TokenValues,
+        rejected_log_probs: TokenValues,
+        chosen_sum_squares: TokenValues,
+        rejected_sum_squares: TokenValues,
+        chosen_mask: Mask,
+        rejected_mask: Mask,
+        mask: base.Mask | None = None,
+    ) -> Float[Array, "..."]:
+        function = "weights.wpo"
+        kept = base.keep(losses, mask, function)
+        _checks.array(function, "chosen_log_probs", chosen_log_probs, shape=(*jnp.shape(losses), None))
+        weights = wpo_weights(
+            chosen_log_probs,
+            rejected_log_probs,
+            chosen_sum_squares,
+            rejected_sum_squares,
+            chosen_mask,
+            rejected_mask,
+            clip=clip,
+        )
+        return jnp.where(kept, weights, 0)
+
+    return base.stateless(of_pairs, scope="example", name="weights.wpo")

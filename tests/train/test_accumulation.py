@@ -29,6 +29,7 @@ SCHEMES = {
     "small_loss": weights.small_loss(0.6),
     "smoothed": weights.smoothed(weights.kl_dro(), EXAMPLES),
     "uniform": weights.uniform(),
+    "wpo": weights.wpo(),
 }
 COMBINED = {
     "self-normalised importance": weights.importance(self_normalize=True),
@@ -45,6 +46,10 @@ COMBINERS = {"chain", "stateless"}
 def data(masked=True):
     rng = np.random.default_rng(1)
     signals = {"log_ratios": rng.normal(size=16).astype(np.float32), "attack_steps": rng.integers(0, 11, 16)}
+    for side in ("chosen", "rejected"):
+        signals[f"{side}_log_probs"] = -rng.exponential(size=(16, 3)).astype(np.float32)
+        signals[f"{side}_sum_squares"] = rng.uniform(0.2, 0.9, (16, 3)).astype(np.float32)
+        signals[f"{side}_mask"] = rng.random((16, 3)) > 0.3
     return batch(masked=masked) | signals
 
 

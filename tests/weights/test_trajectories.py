@@ -119,3 +119,13 @@ def test_a_static_mistake_is_named(change, named):
         arrays[index] = array
     with pytest.raises(ValueError, match=f"argument `{named}`"):
         weights.wpo_weights(*arrays)
+
+
+def test_as_a_weighting_it_reads_signals_by_name_and_masked_pairs_weigh_nothing():
+    arrays, losses, mask = drawn(5), np.ones(B, np.float32), np.array([1, 0, 1, 1])
+    names = [f"{side}_{what}" for what in ("log_probs", "sum_squares", "mask") for side in ("chosen", "rejected")]
+    scheme = weights.wpo(clip=False)
+    w, _ = scheme.update(scheme.init(), losses, **dict(zip(names, arrays, strict=True)), mask=mask)
+    np.testing.assert_allclose(w, mask * np.asarray(weights.wpo_weights(*arrays, clip=False)), rtol=1e-6)
+    with pytest.raises(ValueError, match="argument `chosen_sum_squares` is missing"):
+        scheme.update(scheme.init(), losses, chosen_log_probs=arrays[0], rejected_log_probs=arrays[1])

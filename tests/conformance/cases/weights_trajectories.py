@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from conformance.case import Case
+from conformance.case import Case, WeightingCase
 from conformance.cases.losses_preference_pairs import TIME, token_log_probs, token_mask
+from conformance.cases.weights_base import some_losses
 from reweight import weights
 
 SIDES = ("chosen", "rejected")
@@ -75,5 +76,17 @@ CASES = [
         extremes=EXTREMES,
         empty=1.0,
         free={"mask": "stands for both masks here, which errors name"},
+    ),
+    WeightingCase(
+        function=weights.wpo,
+        inputs=lambda rng, n: {**some_losses(rng, n), **two_masks(rng, n)},
+        extremes=EXTREMES,
+        mean=None,
+        reference=lambda steps: [
+            np.where(
+                step["mask"], wpo(**{name: array for name, array in step.items() if name not in ("losses", "mask")}), 0
+            )
+            for step in steps
+        ],
     ),
 ]
