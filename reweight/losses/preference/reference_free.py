@@ -126,6 +126,10 @@ def simpo(
     Log-probs come as sums and are divided by the lengths here; they are never to be divided before. There is no
     reference model and no NLL.
 
+        chosen = preference.sequence_log_probs(chosen_token_log_probs, chosen_mask)  # and rejected likewise
+        losses = preference.simpo(chosen.sums, rejected.sums, chosen.lengths, rejected.lengths)
+        loss = reduce.weighted_mean(losses)
+
     Args:
       policy_chosen: log-probs of the chosen answers under the policy, summed over response tokens `[...]`.
       policy_rejected: those of the rejected answers.
