@@ -26,7 +26,6 @@ __all__ = [
     "expectation",
     "make_bandit",
     "optimum",
-    "rated_answers",
     "regret",
     "standardised",
 ]
@@ -71,7 +70,12 @@ class Rankings(NamedTuple):
 
 
 def make_bandit(
-    key: PRNGKeyArray, *, prompts: int = 200, answers: int = 8, features: int = 16, coverage: bool = True
+    key: PRNGKeyArray,
+    *,
+    prompts: int = 200,
+    answers: int = 8,
+    features: int = 16,
+    coverage: bool | Bool[Array, ""] = True,
 ) -> Bandit:
     r"""Draws a bandit whose rewards are linear in the features, :math:`r = \phi^T \theta^*`, and blind to length.
 
@@ -91,19 +95,18 @@ def make_bandit(
     """
     for name, value, low in (("prompts", prompts, 1), ("answers", answers, 4), ("features", features, 2)):
         _checks.number("experiments.make_bandit", name, value, low=low, integer=True)
-    drawn, direction, logits, sizes = jax.random.split(key, 4)
+    normals, sizes, direction = jax.random.split(key, 3)
     shape = (prompts, answers)
-    lengths = jax.random.randint(sizes, shape, SHORTEST, LONGEST + 1).astype(float)
-    phi = jax.random.normal(drawn, (*shape, features)).at[..., -1].set(standardised(lengths)) / math.sqrt(features)
+    drawn = jax.random.normal(normals, (*shape, features))
+    lengths = jnp.floor(jax.random.uniform(sizes, shape, minval=SHORTEST, maxval=LONGEST + 1))
+    phi = drawn.at[..., -1].set(standardised(lengths)) / math.sqrt(features)
     theta = REWARD_SCALE * jax.random.normal(direction, (features,)).at[-1].set(0.0)
     rewards = phi @ theta
-    scores = jax.random.normal(logits, shape)
-    seen = jnp.ones(shape, bool)
-    if not coverage:
-        seen = jnp.broadcast_to(jnp.arange(answers) < answers - UNSEEN, shape)
-        phi = jnp.where(seen[..., None], phi, UNSEEN_FEATURES * phi)
-        rewards = jnp.where(seen, rewards, UNSEEN_REWARD)
-        scores = jnp.where(seen, scores, UNSEEN_LOGIT)
+    scores = drawn[..., -1]
+    seen = jnp.broadcast_to((jnp.arange(answers) < answers - UNSEEN) | jnp.asarray(coverage), shape)
+    phi = jnp.where(seen[..., None], phi, UNSEEN_FEATURES * phi)
+    rewards = jnp.where(seen, rewards, UNSEEN_REWARD)
+    scores = jnp.where(seen, scores, UNSEEN_LOGIT)
     return Bandit(phi, rewards, jax.nn.log_softmax(scores), lengths, seen)
 
 
@@ -119,8 +122,8 @@ def draw_rankings(
     *,
     sets: int,
     candidates: int = 2,
-    flip_rate: float = 0.0,
-    length_bias: float = 0.0,
+    flip_rate: float | Float[Array, ""] = 0.0,
+    length_bias: float | Float[Array, ""] = 0.0,
 ) -> Rankings:
     """Draws different answers from the reference and ranks them as an annotator with Gumbel noise does.
 
@@ -136,22 +139,30 @@ def draw_rankings(
       Rankings `[prompts, sets, candidates]`, each of weight 1.
     """
     shape = (bandit.rewards.shape[0], sets)
-    which, noise, flips = jax.random.split(key, 3)
+    num_answers = bandit.rewards.shape[1]
+    uniform = jax.random.uniform(key, (*shape, num_answers + candidates + 1), minval=1e-20)
+    which, noise = -jnp.log(-jnp.log(uniform[..., :num_answers])), -jnp.log(-jnp.log(uniform[..., num_answers:-1]))
 
     def of(values: Array, indices: Array) -> Array:
         return jnp.take_along_axis(values[:, None, :], indices, axis=-1)
 
     # The largest perturbed log-probabilities are a draw without replacement; the order of perturbed rewards a ranking.
-    perturbed = bandit.reference[:, None] + jax.random.gumbel(which, (*shape, bandit.rewards.shape[1]))
+    perturbed = bandit.reference[:, None] + which
     chosen = jax.lax.top_k(jnp.where(bandit.seen[:, None], perturbed, -jnp.inf), candidates)[1]
     utilities = of(bandit.rewards + length_bias * standardised(bandit.lengths), chosen)
-    order = jnp.argsort(-(utilities + jax.random.gumbel(noise, chosen.shape)), axis=-1)
+    order = jnp.argsort(-(utilities + noise), axis=-1)
     ranked = jnp.take_along_axis(chosen, order, axis=-1)
-    flipped = jax.random.bernoulli(flips, flip_rate, shape)[..., None]
+    flipped = uniform[..., -1:] < flip_rate
     return Rankings(jnp.where(flipped, ranked[..., ::-1], ranked), of(bandit.rewards, ranked), jnp.ones(shape))
 
 
-def all_rankings(bandit: Bandit, *, candidates: int = 2, flip_rate: float = 0.0, sharpness: float = 1.0) -> Rankings:
+def all_rankings(
+    bandit: Bandit,
+    *,
+    candidates: int = 2,
+    flip_rate: float | Float[Array, ""] = 0.0,
+    sharpness: float | Float[Array, ""] = 1.0,
+) -> Rankings:
     """Every ranking of different answers with its probability, all sets of seen answers being equally frequent.
 
     Args:
@@ -167,31 +178,15 @@ def all_rankings(bandit: Bandit, *, candidates: int = 2, flip_rate: float = 0.0,
     answers = np.array(permutations)
     backwards = np.array([permutations.index(ranking[::-1]) for ranking in permutations])
     ratings = bandit.rewards[:, answers]
-    if math.isinf(sharpness):
-        weights = jnp.all(ratings[..., :-1] > ratings[..., 1:], axis=-1).astype(ratings.dtype)
-    else:
-        scores = sharpness * ratings
-        weights = jnp.exp(jnp.sum(scores - jax.lax.cumlogsumexp(scores, axis=scores.ndim - 1, reverse=True), axis=-1))
+    decided = jnp.isinf(sharpness)
+    scores = jnp.where(decided, 0.0, sharpness) * ratings
+    left = jax.lax.cumlogsumexp(scores, axis=scores.ndim - 1, reverse=True)
+    in_order = jnp.all(ratings[..., :-1] > ratings[..., 1:], axis=-1)
+    weights = jnp.where(decided, in_order, jnp.exp(jnp.sum(scores - left, axis=-1)))
     weights = (1 - flip_rate) * weights + flip_rate * weights[:, backwards]
     weights = weights * jnp.all(bandit.seen[:, answers], axis=-1)
     weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
     return Rankings(jnp.broadcast_to(answers, ratings.shape), ratings, weights)
-
-
-def rated_answers(bandit: Bandit, *, flip_rate: float = 0.0) -> Rankings:
-    """All answers with their ratings as one set, and with the ratings in reverse, weighted by the rate of flips.
-
-    Args:
-      bandit: the answers with their rewards.
-      flip_rate: how often the annotator hands in the reverse of the ranking, in [0, 1].
-
-    Returns:
-      Rankings `[prompts, 2, answers]`.
-    """
-    order = jnp.argsort(-bandit.rewards, axis=-1)
-    ratings = jnp.take_along_axis(bandit.rewards, order, axis=-1)
-    weights = jnp.broadcast_to(jnp.stack([1 - jnp.asarray(flip_rate), jnp.asarray(flip_rate)]), (len(order), 2))
-    return Rankings(jnp.stack([order, order[:, ::-1]], axis=1), jnp.stack([ratings, ratings], axis=1), weights)
 
 
 def expectation(

@@ -134,13 +134,6 @@ def test_without_coverage_the_last_answers_are_never_shown():
     np.testing.assert_allclose(bandit.features[:, 3:], 2.5 * BANDIT.features[:, 3:], rtol=1e-6)
 
 
-def test_all_answers_with_their_ratings():
-    rated = env.rated_answers(BANDIT, flip_rate=0.25)
-    assert np.all(np.diff(np.asarray(rated.ratings), axis=-1) <= 0)
-    np.testing.assert_array_equal(rated.answers[:, 1], rated.answers[:, 0, ::-1])
-    np.testing.assert_allclose(rated.weights, [[0.75, 0.25]] * 6)
-
-
 @pytest.mark.parametrize(("name", "value"), [("prompts", 0), ("answers", 3), ("features", 1.5)])
 def test_a_bandit_that_is_too_small_is_refused(name, value):
     with pytest.raises(ValueError, match=f"`{name}` is {value}"):

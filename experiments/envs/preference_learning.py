@@ -1,0 +1,209 @@
+"""Many losses learn the bandit side by side: one log-linear policy for every method, setting, knob and seed.
+
+All policies share one compiled program, in which a method is a few lines, and one optimizer state. They do not touch
+each other: the loss is the sum of all their losses, and each parameter appears in one of them.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from experiments import harness
+from experiments.envs.preference_bandit import Bandit, Rankings
+from reweight import reduce
+from reweight.train import LossOutput, init_state, make_step
+
+__all__ = ["Method", "View", "bandit_arrays", "learn", "policies"]
+
+Tree = Any  # a pytree of arrays
+
+
+class View(NamedTuple):
+    """Rankings of the answers of some prompts as one policy sees them: what a loss is computed from.
+
+    Attributes:
+      policy: log-probabilities of the ranked answers, the best answer first.
+      reference: those under the reference.
+      lengths: of the ranked answers, in tokens.
+      ratings: of the ranked answers.
+      log_policy: log-probabilities of all answers of the prompts.
+      log_reference: those under the reference.
+      ranked: which answers were ranked, one-hot; the rows of the other attributes are these sets, prompt by prompt.
+      counted: which rows have any weight.
+      flip_rate: how often a ranking is reversed; known to the methods that ask for it.
+    """
+
+    policy: Float[Array, "rows candidates"]
+    reference: Float[Array, "rows candidates"]
+    lengths: Float[Array, "rows candidates"]
+    ratings: Float[Array, "rows candidates"]
+    log_policy: Float[Array, "prompts answers"]
+    log_reference: Float[Array, "prompts answers"]
+    ranked: Float[Array, "prompts sets candidates answers"]
+    counted: Bool[Array, " rows"]
+    flip_rate: Float[Array, ""]
+
+    def repeated(self, values: Float[Array, " prompts"]) -> Float[Array, " rows"]:
+        """A value a prompt, repeated for each of its rankings."""
+        return jnp.repeat(values, self.ranked.shape[1])
+
+    @property
+    def mismatched(self) -> tuple[Float[Array, "rows candidates"], Float[Array, "rows candidates"]]:
+        """Log-probabilities of the answers that were ranked for the prompt before, under policy and reference."""
+        other = jnp.roll(self.ranked, 1, axis=0)
+        return _candidates(other, self.log_policy), _candidates(other, self.log_reference)
+
+
+class Method(NamedTuple):
+    """A loss as the bandit runs it.
+
+    Attributes:
+      label: its name in figures.
+      loss: `(view, knob, state) -> (losses [rows], state)`.
+      knobs: what the frontier is drawn over, mostly beta; the strength of regularisation rises along it or falls.
+      knob: the name of the knob.
+      init: the state before the first batch, from a key, of a loss that remembers; None for one that does not.
+    """
+
+    label: str
+    loss: Callable[[View, Float[Array, ""], Tree], tuple[Float[Array, " rows"], Tree]]
+    knobs: tuple[float, ...]
+    knob: str = "beta"
+    init: Callable[[PRNGKeyArray], Tree] | None = None
+
+
+def _candidates(
+    ranked: Float[Array, "prompts sets candidates answers"], values: Float[Array, "prompts answers"]
+) -> Float[Array, "rows candidates"]:
+    """What the candidates of each ranking have of `values`; the rankings of all prompts one below the other."""
+    picked = jnp.sum(ranked * values[:, None, None, :], axis=-1)
+    return picked.reshape(-1, picked.shape[-1])
+
+
+def bandit_arrays(bandit: Bandit, rankings: Rankings, flip_rate: float = 0.0) -> dict[str, Array]:
+    """The data set of a bandit: what `learn` reads, a row a prompt."""
+    return {
+        "features": bandit.features,
+        "reference": bandit.reference,
+        "lengths": bandit.lengths,
+        "ranked": jax.nn.one_hot(rankings.answers, bandit.rewards.shape[1]),
+        "ratings": rankings.ratings,
+        "weights": rankings.weights,
+        "flip_rate": jnp.full(bandit.rewards.shape[:1], flip_rate),
+    }
+
+
+def policies(
+    params: Float[Array, "*lanes features"],
+    features: Float[Array, "prompts answers features"],
+    reference: Float[Array, "prompts answers"],
+) -> Float[Array, "*lanes prompts answers"]:
+    r"""The log-probabilities of log-linear policies, :math:`\pi \propto \pi_{ref}\, e^{\phi^T \theta}`."""
+    return jax.nn.log_softmax(reference + jnp.einsum("...d,pad->...pa", params, features))
+
+
+def learn(
+    name: str,
+    methods: Mapping[str, Method],
+    arrays: Mapping[str, Array],
+    keys: PRNGKeyArray,
+    *,
+    learning_rate: float,
+    steps: int,
+    batch_size: int,
+    context: harness.Context,
+    knobs: Sequence[int] | None = None,
+) -> Float[Array, "seeds methods settings knobs features"]:
+    """Trains a policy for every method, setting, knob and seed with Adam under a cosine, from the reference on.
+
+    Args:
+      name: of the folder of checkpoints and metrics.
+      methods: by name.
+      arrays: those of `bandit_arrays`, stacked over the settings and then over the seeds `[seeds, prompts, settings,
+        ...]`.
+      keys: one a seed.
+      learning_rate: that at the start.
+      steps: how many.
+      batch_size: prompts a step; all their rankings are used.
+      context: where to write and whom to tell of progress.
+      knobs: which of the methods' knobs to run, by index. Default: all.
+
+    Returns:
+      The parameters.
+    """
+    kept = range(len(next(iter(methods.values())).knobs)) if knobs is None else knobs
+    values = jnp.array([[method.knobs[i] for i in kept] for method in methods.values()])
+    *_, num_settings, _, num_features = arrays["features"].shape[1:]
+    lanes = (num_settings, len(kept))
+
+    def loss_fn(params: Array, extra: Tree, batch: Mapping[str, Array], key: PRNGKeyArray) -> LossOutput:
+        del key
+        data = {n: jnp.moveaxis(x, 1, 0) for n, x in batch.items() if n != "indices"}
+
+        # Selecting the ranked answers for all policies at once leaves little to each method, and little to compile.
+        log_policies = jax.vmap(policies, (1, 0, 0), 1)(params, data["features"], data["reference"])
+        picked = jnp.einsum("spnka,mscpa->mscpnk", data["ranked"], log_policies)
+        picked = picked.reshape(*picked.shape[:3], -1, picked.shape[-1])
+
+        def one_policy(
+            policy: Array, log_policy: Array, data: Mapping[str, Array], knob: Array, state: Tree, loss: Any
+        ) -> Any:
+            ranked, log_reference = data["ranked"], data["reference"]
+            view = View(
+                policy=policy,
+                reference=_candidates(ranked, log_reference),
+                lengths=_candidates(ranked, data["lengths"]),
+                ratings=data["ratings"].reshape(policy.shape),
+                log_policy=log_policy,
+                log_reference=log_reference,
+                ranked=ranked,
+                counted=data["weights"].ravel() > 0,
+                flip_rate=data["flip_rate"][0],
+            )
+            return loss(view, knob, state)
+
+        losses, states = [], {}
+        for i, (own, method) in enumerate(methods.items()):
+            of_policy = functools.partial(one_policy, loss=method.loss)
+            of_knobs = jax.vmap(of_policy, (0, 0, None, 0, 0))
+            of_all = jax.vmap(of_knobs, (0, 0, 0, None, 0))
+            found, states[own] = of_all(picked[i], log_policies[i], data, values[i], extra[own])
+            losses.append(found)
+        weights = data["weights"] / jnp.sum(data["weights"], axis=-1, keepdims=True)
+        stacked = jnp.stack(losses)
+        means = jnp.einsum("mscpn,spn->pmsc", stacked.reshape(*stacked.shape[:3], *weights.shape[1:]), weights)
+        return LossOutput(jnp.sum(means, axis=(1, 2, 3)), {"losses_of": jnp.mean(means, axis=(2, 3))}, states)
+
+    def metrics(signals: Mapping[str, Any]) -> dict[str, reduce.Parts]:
+        found = signals["losses_of"]
+        return {f"loss_{n}": reduce.weighted_mean(found[:, i], parts=True) for i, n in enumerate(methods)}
+
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+    step = make_step(loss_fn, optimizer, metrics=metrics)
+
+    def start(key: PRNGKeyArray) -> Any:
+        def stacked(method: Method) -> Tree:
+            state = () if method.init is None else method.init(key)
+            return jax.tree.map(lambda x: jnp.broadcast_to(x, (*lanes, *jnp.shape(x))), state)
+
+        params = jnp.zeros((len(methods), *lanes, num_features))
+        return init_state(params, {n: stacked(method) for n, method in methods.items()}, optimizer, key=key)
+
+    state, _ = harness.train_seeds(
+        name,
+        step,
+        jax.jit(jax.vmap(start))(keys),
+        dict(arrays),
+        keys,
+        batch_size=batch_size,
+        num_steps=steps,
+        context=context,
+        stacked_arrays=True,
+        every=max(1, steps // 20),
+    )
+    return state.params
