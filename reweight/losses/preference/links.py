@@ -32,7 +32,8 @@ def exp_continued(exponent: Array, *, less_one: bool = False) -> Array:
 
     What comes back and its slope are finite, and the slope does not vanish.
     """
-    limit = 0.6 * jnp.log(jnp.asarray(jnp.finfo(exponent.dtype).max, exponent.dtype))
+    # The tangent may rise by another factor e^20 before it leaves the range itself.
+    limit = jnp.log(jnp.asarray(jnp.finfo(exponent.dtype).max, exponent.dtype)) - 20
     inside = jnp.minimum(exponent, limit)
     return (jnp.expm1(inside) if less_one else jnp.exp(inside)) + jnp.exp(limit) * jnp.maximum(exponent - limit, 0)
 

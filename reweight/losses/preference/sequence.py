@@ -155,7 +155,7 @@ def power_rewards(log_probs: Float[Array, "*batch"], *, alpha: float) -> Float[A
     Args:
       log_probs: :math:`\ell`, for answers means over tokens.
       alpha: :math:`\alpha`, any finite number. Where :math:`e^{-\alpha\ell}` would leave the range of the dtype (beyond
-        e^53 in float32), the reward goes on along its tangent.
+        e^68 in float32), the reward goes on along its tangent.
 
     Returns:
       Rewards of the same shape, float32 or wider.
