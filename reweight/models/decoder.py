@@ -170,9 +170,10 @@ def init_cache(config: DecoderConfig, batch_size: int, length: int | None = None
     )
 
 
-def _write(buffer: Array, update: Array, layer: Array | int, index: Array) -> Array:
+def _write(buffer: Array, update: Array, layer: Array, index: Array) -> Array:
     """`buffer [batch, layers, slots, ...]` with `update [batch, slots, ...]` from slot `index` on in one layer."""
-    start = (0, layer, index) + (0,) * (buffer.ndim - 3)
+    zero = jnp.int32(0)
+    start = (zero, layer, index, *(zero,) * (buffer.ndim - 3))
     return jax.lax.dynamic_update_slice(buffer, update[:, None].astype(buffer.dtype), start)
 
 
@@ -359,7 +360,7 @@ class Decoder(nnx.Module):
                 _checks.fail(function, "cache", f"one of {cache.mask.shape[0]} rows", f"the {shape[0]} rows of tokens")
             past = cache.length[:, None]
             cache = cache._replace(
-                mask=jax.lax.dynamic_update_slice(cache.mask, real, (0, cache.next_slot)),
+                mask=jax.lax.dynamic_update_slice_in_dim(cache.mask, real, cache.next_slot, axis=1),
                 length=cache.length + counted[:, -1],
             )
             own = cache.next_slot + jnp.arange(shape[1], dtype=jnp.int32)
