@@ -35,7 +35,8 @@ def exp_continued(exponent: Array, *, less_one: bool = False) -> Array:
     # The tangent may rise by another factor e^20 before it leaves the range itself.
     limit = jnp.log(jnp.asarray(jnp.finfo(exponent.dtype).max, exponent.dtype)) - 20
     inside = jnp.minimum(exponent, limit)
-    return (jnp.expm1(inside) if less_one else jnp.exp(inside)) + jnp.exp(limit) * jnp.maximum(exponent - limit, 0)
+    tangent = jnp.exp(inside) * jnp.maximum(exponent - limit, 0)
+    return (jnp.expm1(inside) if less_one else jnp.exp(inside)) + tangent
 
 
 def logistic(margins: Margins, *, label_smoothing: float = 0.0) -> Margins:
