@@ -81,17 +81,42 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WeightingCase(Case):
-    """A function that makes a `Weighting`: `inputs` draws `losses` and the signals.
+class StatefulCase(Case):
+    """A function that makes something with a state, which is run over a few steps from `init()`.
 
-    The case is run over a few steps from `init()`. `reference(steps, **hyper)` gets a list of the arrays of each step
-    and gives the list of weights. What every weighting promises is checked without being asked for: no gradient, zeros
-    and an unchanged state for a batch that is masked altogether, a state that keeps its structure, the declared scope.
+    `reference(steps, **hyper)` gets a list of the arrays of each step and gives the list of values. Checked without
+    being asked for: zeros and an unchanged state for a batch that is masked altogether, a state that keeps its
+    structure.
     """
 
     mask: str | None = "mask"
-    weights: bool = True
     steps: int = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightingCase(StatefulCase):
+    """A function that makes a `Weighting`: `inputs` draws `losses` and the signals.
+
+    What every weighting promises is checked without being asked for: no gradient, and the declared scope.
+    """
+
+    weights: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchLossCase(StatefulCase):
+    """A function that makes a `BatchLoss`: `inputs` draws the signals, of which it says whether a gradient flows.
+
+    What every such loss promises is checked without being asked for: given the statistics of a batch, its pieces have
+    the losses and gradients of the batch.
+
+    Attributes:
+      surrogate: the gradient is not that of the values given the statistics, since an example's loss also carries
+        gradient of other examples' losses.
+    """
+
+    couples: bool = True
+    surrogate: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ Findings = Iterator[str]
 EXACT = 2e-6  # the same float32 arithmetic in another order
 REFERENCE = 1e-6  # float64 against float64, where thresholds may be found by bisection
 LARGE = (1e4, -1e4)
+STEP = 1e-5  # of finite differences
 
 
 def compare(what: str, came: Any, wanted: Any, tolerance: float) -> Findings:
@@ -75,7 +76,7 @@ def eager(probe: Probe) -> Findings:
     with jax.default_matmul_precision("highest"):
         value, state = probe.call({name: jnp.asarray(array) for name, array in arrays.items()}, probe.initial())
     yield from compare("eager against jit, value", value, probe.base().value, EXACT)
-    if probe.is_weighting:
+    if probe.has_state:
         yield from compare("eager against jit, state", state, probe.base().state, EXACT)
 
 
@@ -87,43 +88,57 @@ def _directions(probe: Probe) -> Iterator[tuple[str, np.ndarray]]:
 
 def gradient_and_vmap(probe: Probe) -> Findings:
     """vmap = loop; float32 = float64; the gradient is that of finite differences; the reference, if there is one."""
-    if probe.is_weighting:
-        yield from _scanned_weighting(probe)
+    if probe.has_state:
+        yield from _scanned(probe)
+        if probe.is_batch_loss:
+            yield from _differences(probe, probe.rows64([probe.arrays(), *_moved(probe)]))
         return
-    case, step = probe.case, 1e-5
+    case = probe.case
     base, other = probe.arrays(0), probe.arrays(1)
     if not base:
         yield from compare("reference", probe.base().value, case.reference(**case.hyper), EXACT)
         return
-    rows = [base, other]
-    directions = list(_directions(probe))
-    for name, direction in directions:
-        rows += [{**base, name: base[name] + sign * step * direction} for sign in (1, -1)]
-    outcomes = probe.rows64(rows)
-    for index, arrays in ((0, base), (1, other)):
+    outcomes = probe.rows64([base, *_moved(probe), other])
+    for index, arrays, outcome in ((0, base, outcomes[0]), (1, other, outcomes.pop())):
         yield from compare_outcomes(
-            f"vmap in float64 against a float32 loop, row {index}", probe.base(index), outcomes[index], case.tolerance
+            f"vmap in float64 against a float32 loop, row {index}", probe.base(index), outcome, case.tolerance
         )
         if case.reference is not None:
             wanted = case.reference(**arrays, **case.hyper)
-            yield from compare(f"reference, draw {index}", outcomes[index].value, wanted, REFERENCE)
+            yield from compare(f"reference, draw {index}", outcome.value, wanted, REFERENCE)
     for leaf in jax.tree.leaves(outcomes[0].value):
         if any(map(is_float, base.values())) and is_float(leaf) and leaf.dtype != np.float64:
             yield f"from float64 comes {leaf.dtype}"
-    for row, (name, direction) in enumerate(directions):
-        plus, minus = outcomes[2 + 2 * row].loss, outcomes[3 + 2 * row].loss
-        numeric, analytic = (plus - minus) / (2 * step), float(np.sum(outcomes[0].grads[name] * direction))
-        size = np.sqrt(np.sum((outcomes[0].grads[name] * direction) ** 2))
-        if not np.isfinite(analytic) or abs(numeric - analytic) > 1e-5 * max(size, abs(numeric), 1e-2):
+    yield from _differences(probe, outcomes)
+
+
+def _moved(probe: Probe) -> list[Arrays]:
+    """The inputs a step forth and back in the direction of each argument."""
+    base = probe.arrays()
+    return [
+        {**base, name: base[name] + sign * STEP * direction}
+        for name, direction in _directions(probe)
+        for sign in (1, -1)
+    ]
+
+
+def _differences(probe: Probe, outcomes: list[Outcome]) -> Findings:
+    """The gradient against finite differences, from the outcomes of the inputs and of the moved ones."""
+    base, *moved = outcomes
+    for (name, direction), plus, minus in zip(_directions(probe), moved[::2], moved[1::2], strict=True):
+        numeric, analytic = (plus.loss - minus.loss) / (2 * STEP), float(np.sum(base.grads[name] * direction))
+        size = np.sqrt(np.sum((base.grads[name] * direction) ** 2))
+        same = np.isfinite(analytic) and abs(numeric - analytic) <= 1e-5 * max(size, abs(numeric), 1e-2)
+        if not same and not getattr(probe.case, "surrogate", False):
             yield f"gradient of {name}: {analytic:.8g} along a direction in which finite differences give {numeric:.8g}"
-        if not np.any(outcomes[0].grads[name]):
+        if not np.any(base.grads[name]):
             yield f"gradient of {name}: zero everywhere"
 
 
-def _scanned_weighting(probe: Probe) -> Findings:
+def _scanned(probe: Probe) -> Findings:
     case = probe.case
     sequences = [[probe.arrays(10 * row + step) for step in range(case.steps)] for row in range(2)]
-    weights, states = probe.scan64(sequences)
+    values, states = probe.scan64(sequences)
     for row, steps in enumerate(sequences):
         state, loop = probe.initial(), []
         for arrays in steps:
@@ -131,13 +146,13 @@ def _scanned_weighting(probe: Probe) -> Findings:
             state = outcome.state
             loop.append(outcome.value)
         what = f"vmap of a scan in float64 against a float32 loop, row {row}"
-        yield from compare(f"{what}, weights", np.stack(loop), weights[row], case.tolerance)
+        yield from compare(f"{what}, values", np.stack(loop), values[row], case.tolerance)
         yield from compare(f"{what}, state", state, jax.tree.map(lambda leaf, r=row: leaf[r], states), case.tolerance)
         if case.reference is not None:
             wanted = np.stack(case.reference(steps, **case.hyper))
-            yield from compare(f"reference, sequence {row}", weights[row], wanted, REFERENCE)
-    if not np.issubdtype(weights.dtype, np.floating) or np.finfo(weights.dtype).bits < 32:
-        yield f"from float64 losses come {weights.dtype} weights"
+            yield from compare(f"reference, sequence {row}", values[row], wanted, REFERENCE)
+    if not np.issubdtype(values.dtype, np.floating) or np.finfo(values.dtype).bits < 32:
+        yield f"from float64 comes {values.dtype}"
 
 
 def bfloat16(probe: Probe) -> Findings:
@@ -195,10 +210,11 @@ def extreme(probe: Probe) -> Findings:
         found = list(finite(what, outcome))
         if not found and probe.case.weights:
             found = list(_are_weights(what, probe, arrays, outcome))
-        if not found and probe.is_weighting:
+        if not found and probe.has_state:
             after = probe.run(probe.arrays(1), outcome.state)
             found = [*finite(f"the step after {what}", after)]
-            found += _are_weights(f"the step after {what}", probe, probe.arrays(1), after)
+            if not found and probe.case.weights:
+                found += _are_weights(f"the step after {what}", probe, probe.arrays(1), after)
         yield from found[:1]
 
 
@@ -277,7 +293,7 @@ def empty_mask(probe: Probe) -> Findings:
         for name, grad in outcome.grads.items():
             if (name in probe.hidden or not callable(case.empty)) and not np.all(grad == 0):
                 yield f"{what}: the gradient of {name} is not zero"
-        if not _same(outcome.state, state if probe.is_weighting else ()):
+        if not _same(outcome.state, state if probe.has_state else ()):
             yield f"{what}: the state changes"
 
 
@@ -308,7 +324,7 @@ def permutation(probe: Probe) -> Findings:
 def independence(probe: Probe) -> Findings:
     """An example's value does not depend on the other examples, unless the case says that it does."""
     case = probe.case
-    if not probe.per_example or case.couples or probe.is_weighting:
+    if not probe.per_example or case.couples or probe.has_state:
         return
     arrays, others = probe.arrays(0), probe.arrays(1)
     mine = np.arange(N) % 2 == 0
@@ -361,11 +377,26 @@ def accumulation(probe: Probe) -> Findings:
         yield from compare(f"the sum of the pieces' gradients of {name}", total, wanted, EXACT)
 
 
+def statistics(probe: Probe) -> Findings:
+    """Given the statistics of a batch, pieces of it have the losses and gradients that they have in the batch."""
+    if not probe.is_batch_loss:
+        return
+    arrays, state = probe.arrays(), probe.warm()
+    whole = probe.run(arrays, state)
+    for rows in np.random.default_rng(8).permutation(N).reshape(2, -1):
+        piece = probe.run_given(arrays, state, rows)
+        yield from compare("losses of a piece against those in the batch", piece.value, whole.value[rows], EXACT)
+        for name, grad in whole.grads.items():
+            if name not in probe.case.fixed:
+                came = piece.grads[name]
+                yield from compare(f"gradient of {name} of a piece against that in the batch", came, grad[rows], EXACT)
+
+
 def scope(probe: Probe) -> Findings:
     """A weighting of scope "example" gives pieces of a batch what it gives the batch, and ends in the same state."""
     if not probe.is_weighting:
         return
-    declared = probe.weighting().scope
+    declared = probe.made().scope
     found: list[str] = []
     state = probe.warm()
     for seed in (2, 3):
@@ -397,7 +428,7 @@ def weights(probe: Probe) -> Findings:
         arrays = probe.arrays(seed)
         outcome = probe.run(arrays, state)
         yield from _are_weights(f"draw {seed}", probe, arrays, outcome)
-        state = outcome.state if probe.is_weighting else state
+        state = outcome.state if probe.has_state else state
     if probe.case.mask is not None:
         arrays = probe.arrays(0)
         arrays[probe.case.mask] = np.ones_like(arrays[probe.case.mask])
@@ -420,8 +451,8 @@ def _are_weights(what: str, probe: Probe, arrays: Arrays, outcome: Outcome) -> F
 
 
 def state(probe: Probe) -> Findings:
-    """A weighting's state keeps structure, shapes and dtypes, and a warm step is as good as a first one."""
-    if not probe.is_weighting:
+    """A state keeps structure, shapes and dtypes, and a warm step is as good as a first one."""
+    if not probe.has_state:
         return
     first = probe.initial()
     spec = lambda tree: jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), tree)  # noqa: E731
@@ -438,7 +469,7 @@ def state(probe: Probe) -> Findings:
         lambda arrays: probe.call(arrays, first)[0], {**cast(probe.arrays(), np.float32), **ignored}
     )
     if with_more.shape != (N,):
-        yield f"weights of {N} losses have shape {with_more.shape}"
+        yield f"for {N} examples comes the shape {with_more.shape}"
 
 
 def stop_gradient(probe: Probe) -> Findings:
@@ -491,8 +522,8 @@ def errors(probe: Probe) -> Findings:
     for name, array in arrays.items():
         if np.issubdtype(array.dtype, np.integer) and name not in case.free:
             yield from _refused(probe, {**arrays, name: array + 0.5}, hyper, (name,), f"{name} of floats")
-    if probe.is_weighting:
-        for name in probe.weighting().signals:
+    if probe.has_state:
+        for name in probe.made().signals:
             without = {n: a for n, a in arrays.items() if n != name}
             yield from _refused(probe, without, hyper, (name,), f"without the signal {name}")
 
@@ -519,6 +550,7 @@ CHECKS: dict[str, Callable[[Probe], Findings | None]] = {
     "permutation": permutation,
     "independence": independence,
     "accumulation": accumulation,
+    "statistics": statistics,
     "scope": scope,
     "weights": weights,
     "state": state,

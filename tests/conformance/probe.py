@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from conformance.case import Arrays, Case, WeightingCase
+from conformance.case import Arrays, BatchLossCase, Case, StatefulCase, WeightingCase
 from reweight import parallel
 
 N = 16  # two examples a device
@@ -98,6 +98,8 @@ class Probe:
     def __init__(self, case: Case):
         self.case = case
         self.is_weighting = isinstance(case, WeightingCase)
+        self.is_batch_loss = isinstance(case, BatchLossCase)
+        self.has_state = isinstance(case, StatefulCase)
         self._compiled: dict[Any, Any] = {}
         self._drawn: dict[int, Arrays] = {}
         self._bases: dict[int, Outcome] = {}
@@ -145,19 +147,32 @@ class Probe:
 
     # -- the function
 
-    def weighting(self, hyper: Mapping[str, Any] | None = None) -> Any:
+    def made(self, hyper: Mapping[str, Any] | None = None) -> Any:
+        """The weighting or the loss of a case with a state."""
         make = self.case.call or self.case.function
         return make(**(self.case.hyper if hyper is None else hyper))
 
     def initial(self, hyper: Mapping[str, Any] | None = None) -> Any:
-        """The first state of a weighting; of a function, none."""
-        return self.weighting(hyper).init(jax.random.key(0)) if self.is_weighting else ()
+        """The first state of a weighting or a loss; of a function, none."""
+        return self.made(hyper).init(jax.random.key(0)) if self.has_state else ()
+
+    def _with_keys(self, state: Any) -> Any:
+        """A state in NumPy with its random keys as keys again."""
+
+        def leaf(first: Any, x: Any) -> Any:
+            if not jnp.issubdtype(jnp.result_type(first), jax.dtypes.prng_key) or isinstance(x, jax.Array):
+                return x
+            return jax.random.wrap_key_data(x, impl=jax.random.key_impl(first))
+
+        return jax.tree.map(leaf, self.initial(), state)
 
     def call(self, arrays: Mapping[str, Any], state: Any = (), hyper: Mapping[str, Any] | None = None) -> Any:
         """Value and next state, in whatever mode of jax this is called."""
         if self.is_weighting:
             signals = dict(arrays)
-            return self.weighting(hyper).update(state, signals.pop("losses"), **signals)
+            return self.made(hyper).update(state, signals.pop("losses"), **signals)
+        if self.is_batch_loss:
+            return self.made(hyper).update(state, **arrays)
         function = self.case.call or self.case.function
         return function(**arrays, **(self.case.hyper if hyper is None else hyper)), state
 
@@ -209,13 +224,13 @@ class Probe:
     ) -> Outcome:
         """One jitted call on one device; the same executable for all inputs of one shape and dtype."""
         arrays = cast(arrays, dtype)
-        state = self.initial() if state is None else state
+        state = self.initial() if state is None else self._with_keys(state)
         examples = (self.examples if examples is None else examples).astype(np.float32)
         arguments = (arrays, state, examples, {**self.traced, **hyper})
         key = ("run", np.dtype(dtype).name, len(examples), tuple(sorted(arrays)))
         with jax.default_matmul_precision("highest"):
             value, loss, grads, new = self.compile(key, self._evaluate_with, *arguments)(*arguments)
-        return Outcome(numpy(value), float(loss), numpy(grads), numpy(new) if self.is_weighting else ())
+        return Outcome(numpy(value), float(loss), numpy(grads), numpy(new) if self.has_state else ())
 
     def base(self, seed: int = 0) -> Outcome:
         """The outcome on the inputs of a seed, float32."""
@@ -226,26 +241,48 @@ class Probe:
     def warm(self) -> Any:
         """A state that has seen two batches; () for a function."""
         state = self.initial()
-        if self.is_weighting:
+        if self.has_state:
             for seed in (11, 12):
                 state = self.run(self.arrays(seed), state).state
         return state
 
     # -- float64, vmapped
 
+    def _given(self, statistics: Any) -> Any:
+        """The call of a `BatchLoss` when the statistics are known."""
+        return lambda arrays, state: (self.made().losses(statistics, **arrays), state)
+
+    def run_given(self, arrays: Arrays, state: Any, rows: np.ndarray) -> Outcome:
+        """The losses of some rows of the batch, given the statistics of all of it."""
+
+        def some(arrays: Any, state: Any, rows: Any, examples: Any) -> Any:
+            statistics, _ = self.made().statistics(state, **arrays)
+            statistics = jax.tree.map(lambda leaf: leaf[rows] if jnp.ndim(leaf) else leaf, statistics)
+            part = {name: array if name in self.case.fixed else array[rows] for name, array in arrays.items()}
+            return self._evaluate(part, (), examples[rows], self._given(statistics))
+
+        arguments = (cast(arrays, np.float32), self._with_keys(state), rows, self.examples.astype(np.float32))
+        value, loss, grads, _ = numpy(self.compile(("given", len(rows)), some, *arguments)(*arguments))
+        return Outcome(value, float(loss), grads, ())
+
     def rows64(self, rows: list[Arrays]) -> list[Outcome]:
-        """A vmapped float64 call over several inputs at once."""
+        """A vmapped float64 call over several inputs at once; of a `BatchLoss`, given the statistics of the first."""
         rows = [cast(row, np.float64) for row in rows]
         stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-            function = jax.vmap(self._evaluate, in_axes=(0, None, None))
+
+            def call(arrays: Any, state: Any, examples: Any) -> Any:
+                statistics, _ = self.made().statistics(state, **rows[0]) if self.is_batch_loss else ((), ())
+                return self._evaluate(arrays, (), examples, self._given(statistics) if self.is_batch_loss else None)
+
+            function = jax.vmap(call, in_axes=(0, None, None))
             arguments = (stacked, self.initial(), self.examples)
             value, loss, grads, _ = numpy(self.compile(("vmap", len(rows)), function, *arguments)(*arguments))
         pick = [jax.tree.map(lambda leaf, i=i: leaf[i], (value, loss, grads)) for i in range(len(rows))]
         return [Outcome(v, float(total), g, ()) for v, total, g in pick]
 
     def scan64(self, sequences: list[list[Arrays]]) -> tuple[np.ndarray, Any]:
-        """Weights `[sequence, step, n]` and last states: a scan over steps in a vmap over sequences, in float64."""
+        """Values `[sequence, step, n]` and last states: a scan over steps in a vmap over sequences, in float64."""
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *[
             jax.tree.map(lambda *leaves: np.stack(leaves), *[cast(step, np.float64) for step in steps])
             for steps in sequences
@@ -254,11 +291,11 @@ class Probe:
 
             def whole(steps: Any, state: Any) -> Any:
                 def body(state: Any, arrays: Any) -> Any:
-                    weights, state = self.call(arrays, state)
-                    return state, weights
+                    values, state = self.call(arrays, state)
+                    return state, values
 
-                state, weights = jax.lax.scan(body, state, steps)
-                return weights, state
+                state, values = jax.lax.scan(body, state, steps)
+                return values, state
 
             arguments = (stacked, self.initial())
             executable = self.compile("scan", jax.vmap(whole, in_axes=(0, None)), *arguments)
@@ -276,8 +313,12 @@ class Probe:
             if self.is_weighting:
                 signals = dict(arrays)
                 flags = {name: batched[name] for name in signals if name != "losses"}
-                weighting = parallel.over_axis_weighting(self.weighting(), "data", batched_in=flags)
+                weighting = parallel.over_axis_weighting(self.made(), "data", batched_in=flags)
                 return weighting.update(state, signals.pop("losses"), **signals)
+            if self.is_batch_loss:
+                flags = {name: batched[name] for name in arrays} | {"state": False}
+                update = parallel.over_axis(self.made().update, "data", batched_in=flags, batched_out=(True, False))
+                return update(state, **arrays)
             flags = {name: batched[name] for name in arrays}
             whole = parallel.over_axis(
                 lambda **given: self.call(given)[0], "data", batched_in=flags, batched_out=self.per_example
@@ -301,14 +342,14 @@ class Probe:
                 for name, array in cast(arrays, np.float32).items()
             }
             examples = jax.device_put(self.examples.astype(np.float32), batch)
-            arguments = (placed, jax.device_put(state, everywhere), examples)
+            arguments = (placed, jax.device_put(self._with_keys(state), everywhere), examples)
             outcomes = numpy(self.compile("mesh", both, *arguments)(*arguments))
-        return tuple(Outcome(v, float(l), g, n if self.is_weighting else ()) for v, l, g, n in outcomes)
+        return tuple(Outcome(v, float(l), g, n if self.has_state else ()) for v, l, g, n in outcomes)
 
 
 def difference(came: Any, wanted: Any, tolerance: float) -> str | None:
     """What tells two trees apart, or None: entries may differ by `tolerance` of the leaf's largest number (or 0.01)."""
-    left, right = jax.tree.leaves(came), jax.tree.leaves(wanted)
+    left, right = jax.tree.leaves(numpy(came)), jax.tree.leaves(numpy(wanted))
     if len(left) != len(right):
         return f"{len(left)} arrays instead of {len(right)}"
     for a, b in zip(left, right, strict=True):

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from conformance import registry
-from conformance.case import TransformCase, WeightingCase
+from conformance.case import StatefulCase, TransformCase
 from conformance.suite import findings
 from reweight.catalog import public_functions
 
@@ -64,6 +64,6 @@ def test_defaults_are_those_that_the_case_states(path):
     assert stated == {p.name: p.default for p in parameters if type(p.default) in (int, float)}
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if isinstance(case, WeightingCase)])
-def test_every_weighting_is_held_to_a_reference(name):
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if isinstance(case, StatefulCase)])
+def test_whatever_has_a_state_is_held_to_a_reference(name):
     assert CASES[name].reference is not None

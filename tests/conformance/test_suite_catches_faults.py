@@ -1,6 +1,6 @@
 """The suite can fail: each kind of fault is planted in a toy function, and the check that is meant for it reports it.
 
-The toys are softmax weights, a masked mean and SGD. Without a fault they pass every check.
+The toys are softmax weights, a masked mean, squares about a running mean, and SGD. Healthy, they pass every check.
 """
 
 import dataclasses
@@ -14,9 +14,10 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from conformance.case import Case, TransformCase, WeightingCase
+from conformance.case import BatchLossCase, Case, TransformCase, WeightingCase
 from conformance.suite import findings
 from reweight import _checks, reduce, weights
+from reweight.losses import BatchLoss
 
 
 def _kept(function, losses, mask):
@@ -72,6 +73,36 @@ def running(temperature=1.0):
     return weights.Weighting(lambda key=None: Count(jnp.zeros(())), update, "batch", ())
 
 
+class Seen(NamedTuple):
+    """How many examples a toy loss has seen, and the sum of their values."""
+
+    seen: jax.Array
+    total: jax.Array
+
+
+def _about(values, centre, scale, mask):
+    value, kept = _clean("toy.centred", values, mask)
+    return jnp.where(kept, scale * (value - centre) ** 2, 0)
+
+
+def centred(scale=1.0):
+    """Healthy: squares about the mean of all values seen so far, which is constant."""
+    _checks.number("toy.centred", "scale", scale, low=0)
+
+    def statistics(state, *, values=None, mask=None, **signals):
+        del signals
+        _checks.require("toy.centred", {"values": values}, ("values",))
+        value, kept = _clean("toy.centred", values, mask)
+        state = Seen(state.seen + jnp.sum(kept).astype(state.seen.dtype), state.total + jnp.sum(value))
+        return state.total / jnp.maximum(state.seen, 1), state
+
+    def losses(statistics, *, values, mask=None, **signals):
+        del signals
+        return _about(values, statistics, scale, mask)
+
+    return BatchLoss(lambda key=None: Seen(jnp.zeros(()), jnp.zeros(())), statistics, losses, ("values",))
+
+
 def descent(learning_rate=0.1):
     """Healthy: gradient descent with momentum."""
     _checks.number("toy.descent", "learning_rate", learning_rate, low=0)
@@ -81,6 +112,14 @@ def descent(learning_rate=0.1):
 def softmax_reference(losses, mask, temperature=1.0):
     mass = np.where(mask, np.exp(losses / temperature), 0)
     return mass * mask.sum() / mass.sum()
+
+
+def centred_reference(steps, scale):
+    found, seen = [], []
+    for step in steps:
+        seen += [*step["values"][step["mask"]]]
+        found.append(np.where(step["mask"], scale * (step["values"] - np.mean(seen)) ** 2, 0))
+    return found
 
 
 def losses_of(rng, n):
@@ -116,6 +155,14 @@ SCHEME = WeightingCase(
     blames=("softmax_weights",),
     bad={"temperature": (0.0, -1.0)},
 )
+STREAM = BatchLossCase(
+    function=centred,
+    inputs=lambda rng, n: {"values": rng.normal(1.0, 1.0, n)},
+    hyper={"scale": 0.7},
+    differentiable=("values",),
+    reference=centred_reference,
+    bad={"scale": (-1.0,)},
+)
 TRANSFORM = TransformCase(
     function=descent,
     hyper={"learning_rate": 0.3},
@@ -126,7 +173,7 @@ TRANSFORM = TransformCase(
 
 
 @pytest.mark.parametrize(
-    "case", [WEIGHTS, SCALAR, EXAMPLE, PARTS, SCHEME, TRANSFORM], ids=lambda c: c.function.__name__
+    "case", [WEIGHTS, SCALAR, EXAMPLE, PARTS, SCHEME, STREAM, TRANSFORM], ids=lambda c: c.function.__name__
 )
 def test_a_healthy_function_passes_every_check(case):
     assert findings(case) == []
@@ -440,6 +487,96 @@ def the_state_never_recovers(temperature=1.0):
         return found / state.seen, Count(jnp.mean(value))
 
     return weights.Weighting(lambda key=None: Count(jnp.ones(())), update)
+
+
+# -- losses of the batch
+
+
+def _mean(values, mask):
+    value, kept = _clean("toy.centred", values, mask)
+    return jnp.sum(value) / jnp.maximum(jnp.sum(kept), 1)
+
+
+@fault(STREAM, "statistics", "losses of a piece", reference=None)
+def losses_look_at_the_batch_themselves(scale=1.0):
+    def losses(statistics, values, mask=None):
+        return _about(values, jax.lax.stop_gradient(_mean(values, mask)), scale, mask)
+
+    return centred(scale)._replace(losses=losses)
+
+
+@fault(STREAM, "statistics", "gradient of values of a piece")
+def a_gradient_comes_from_other_examples(scale=1.0):
+    def losses(statistics, values, mask=None):
+        mean = _mean(values, mask)
+        return _about(values, statistics + mean - jax.lax.stop_gradient(mean), scale, mask)
+
+    return centred(scale)._replace(losses=losses)
+
+
+@fault(STREAM, "gradient and vmap", "finite differences")
+def a_surrogate_gradient_is_not_declared(scale=1.0):
+    loss = centred(scale)
+
+    def losses(statistics, **signals):
+        found = loss.losses(statistics, **signals)
+        return 2 * found - jax.lax.stop_gradient(found)
+
+    return loss._replace(losses=losses)
+
+
+@fault(STREAM, "gradient and vmap", "reference")
+def the_mean_is_that_of_the_batch_before(scale=1.0):
+    loss = centred(scale)
+
+    def statistics(state, **signals):
+        _, new = loss.statistics(state, **signals)
+        return state.total / jnp.maximum(state.seen, 1), new
+
+    return loss._replace(statistics=statistics)
+
+
+@fault(STREAM, "sharded", "eight devices")
+def a_statistic_per_shard(scale=1.0):
+    loss = centred(scale)
+
+    def statistics(state, values, mask=None):
+        _, new = loss.statistics(state, values=values, mask=mask)
+        return _on_mesh(lambda x, m: jnp.full(x.shape, _mean(x, m)), values, mask), new
+
+    return loss._replace(statistics=statistics)
+
+
+@fault(STREAM, "mask", "value")
+def the_statistic_reads_behind_the_mask(scale=1.0):
+    loss = centred(scale)
+
+    def statistics(state, values, mask=None):
+        _, new = loss.statistics(state, values=values, mask=mask)
+        return jnp.mean(values), new
+
+    return loss._replace(statistics=statistics)
+
+
+@fault(STREAM, "empty mask", "state")
+def an_empty_batch_is_counted(scale=1.0):
+    loss = centred(scale)
+
+    def statistics(state, **signals):
+        found, new = loss.statistics(state, **signals)
+        return found, new._replace(seen=new.seen + 1)
+
+    return loss._replace(statistics=statistics)
+
+
+@fault(STREAM, "errors", "without the signal values")
+def a_missing_signal_is_not_noticed(scale=1.0):
+    loss = centred(scale)
+    zeros = {"values": np.zeros(16, np.float32)}
+    return loss._replace(
+        statistics=lambda state, **signals: loss.statistics(state, **{**zeros, **signals}),
+        losses=lambda statistics, **signals: loss.losses(statistics, **{**zeros, **signals}),
+    )
 
 
 # -- errors

@@ -301,8 +301,8 @@ def _drawn(
     nearest = jnp.min(distance, initial=jnp.inf, where=kept)
     scale = jnp.maximum(std, 1e-12)
     log_weights = -0.5 * ((distance - nearest) / scale) * ((distance + nearest) / scale)
-    # The k-th unmasked pair gets the k-th number, whatever is masked around it.
-    noise = jax.random.gumbel(key, margin.shape, margin.dtype)[jnp.maximum(jnp.cumsum(kept) - 1, 0)]
+    # The k-th unmasked pair gets the k-th number, whatever is masked around it and in whatever precision margins are.
+    noise = jax.random.gumbel(key, margin.shape, jnp.float32)[jnp.maximum(jnp.cumsum(kept) - 1, 0)]
     order = jnp.lexsort((-(log_weights + noise), ~kept))
     return kept & (jnp.zeros_like(order).at[order].set(jnp.arange(order.size)) < size)
 
