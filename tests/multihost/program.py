@@ -10,11 +10,21 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import PartitionSpec as P
 
 from reweight import parallel, reduce, weights
+from reweight.losses import preference
+from reweight.train import LossOutput, init_state, make_step
 
 BATCH, EXAMPLES, SEED, STEPS = 16, 40, 7, 2
+ANSWERS = ("policy", "policy_mismatched", "policy_chosen", "policy_rejected")
+PREFERENCES = {
+    "batch_kto": preference.batch_kto(beta=0.5),
+    "stream_bco": preference.stream_bco(beta=0.5),
+    "beta_dpo": preference.beta_dpo(beta=0.5),
+    "batch_aot": preference.batch_aot(beta=0.5),
+}
 
 
 def dataset():
@@ -91,6 +101,38 @@ def run(mesh):
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(history)}
 
 
+def preferences(mesh):
+    """Steps in microbatches with losses that have a statistic of the global batch or of the stream."""
+
+    def signals(parameters, extra, batch, key):
+        scores = jnp.tanh(batch["inputs"] @ parameters)
+        return LossOutput(signals=dict(zip(ANSWERS, scores.T, strict=True)))
+
+    def begin():
+        columns = np.random.default_rng(1).normal(size=(3, len(ANSWERS))).astype(np.float32)
+        return {name: init_state(columns, None, optax.sgd(0.1), loss=loss) for name, loss in PREFERENCES.items()}
+
+    def all_steps(states, batch):
+        rows = {name.replace("policy", "reference"): batch["inputs"][:, 0] * k for k, name in enumerate(ANSWERS)}
+        rows |= {"inputs": batch["inputs"], "desirable": batch["labels"] > 0, "mask": batch["mask"]}
+        return {
+            name: make_step(signals, optax.sgd(0.1), loss=loss, microbatches=2)(states[name], rows)[0]
+            for name, loss in PREFERENCES.items()
+        }
+
+    everywhere = parallel.replicated(mesh)
+    states = jax.jit(begin, out_shardings=everywhere)()
+    jitted = jax.jit(all_steps, out_shardings=everywhere)
+    for batch in batches(mesh):
+        states = jitted(states, batch)
+    return {
+        f"{name}{jax.tree_util.keystr(path)}": jax.device_get(leaf)
+        for name, state in states.items()
+        for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.loss_state))
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    }
+
+
 def main():
     folder, *specs = sys.argv[1:]
     parallel.initialize()
@@ -101,6 +143,7 @@ def main():
         mesh = parallel.make_mesh(spec)
         print(spec, parallel.process_slice(BATCH, mesh), parallel.process_slice(BATCH))
         np.savez(f"{folder}/{spec}.{jax.process_index()}.npz", **run(mesh))
+    np.savez(f"{folder}/preferences.{jax.process_index()}.npz", **preferences(parallel.make_mesh(specs[0])))
     parallel.barrier("written")
     print(
         f"process {jax.process_index()} of {jax.process_count()} sees {len(list(pathlib.Path(folder).iterdir()))} files"

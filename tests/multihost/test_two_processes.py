@@ -20,6 +20,11 @@ def one_device():
     return program.run(parallel.make_mesh("data=1", devices=jax.devices()[:1]))
 
 
+@pytest.fixture(scope="module")
+def preferences():
+    return program.preferences(parallel.make_mesh("data=1", devices=jax.devices()[:1]))
+
+
 def assert_same(found, wanted):
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
@@ -36,7 +41,7 @@ def test_the_data_comes_in_the_order_of_the_seed_and_without_repetition(one_devi
     assert any(order != np.sort(order))
 
 
-def test_two_processes_give_the_numbers_and_the_data_order_of_one(tmp_path, one_device):
+def test_two_processes_give_the_numbers_and_the_data_order_of_one(tmp_path, one_device, preferences):
     outputs = launch([PROGRAM, tmp_path, *SPECS], processes=2, devices=4, timeout=120)
     first, second = slice(0, 8), slice(8, 16)
     for process, (output, own) in enumerate(zip(outputs, (first, second), strict=True)):
@@ -44,9 +49,10 @@ def test_two_processes_give_the_numbers_and_the_data_order_of_one(tmp_path, one_
         assert f"data=8 {own} {own}\n" in output
         assert f"data=2,model=4 {own} {own}\n" in output
         assert f"model=2,data=4 {slice(0, 16)} {own}\n" in output
-        assert f"process {process} of 2 sees {2 * len(SPECS)} files" in output
+        assert f"process {process} of 2 sees {2 * len(SPECS) + 2} files" in output
         for spec in SPECS:
             assert_same(dict(np.load(tmp_path / f"{spec}.{process}.npz")), one_device)
+        assert_same(dict(np.load(tmp_path / f"preferences.{process}.npz")), preferences)
 
 
 def test_a_process_that_cannot_reach_its_coordinator_ends_instead_of_running_alone(tmp_path):
