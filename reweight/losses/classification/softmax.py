@@ -1,36 +1,14 @@
-"""Losses per example for classification, from logits."""
+"""Cross-entropy of the softmax and what stands near it: focal loss, logits adjusted by the class frequencies."""
 
-import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Float, Num
 
 from reweight import _checks
+from reweight.losses.classification import _rows
+from reweight.losses.classification._rows import ClassMask, Labels, Logits
 
 __all__ = ["cross_entropy", "focal_loss", "logit_adjusted_cross_entropy"]
-
-Logits = Float[Array, "*batch classes"]
-Labels = Int[Array, "*batch"]
-ClassMask = Bool[Array, "..."] | Num[Array, "..."]
-
-
-def _allowed(function: str, logits: Logits, class_mask: ClassMask | None) -> Bool[Array, "*batch classes"]:
-    _checks.array(function, "logits", logits, kind="float")
-    if jnp.ndim(logits) < 1:
-        _checks.fail(function, "logits", "a scalar", "an array whose last axis is the classes")
-    _checks.mask(function, "class_mask", class_mask, logits, like_name="logits")
-    shape = jnp.shape(logits)
-    return jnp.ones(shape, bool) if class_mask is None else jnp.broadcast_to(jnp.asarray(class_mask) != 0, shape)
-
-
-def _centred(logits: Logits, allowed: Bool[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
-    """Logits in float32 at least, less the largest of their row; 0 where not allowed.
-
-    The loss does not change, and its small values keep their digits when the logits are large.
-    """
-    logits = jnp.where(allowed, logits, 0).astype(_checks.accumulation_dtype(logits))
-    top = jnp.max(jnp.where(allowed, logits, -jnp.inf), axis=-1, keepdims=True)
-    return logits - jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0))
 
 
 def cross_entropy(
@@ -61,18 +39,18 @@ def cross_entropy(
 def _cross_entropy(
     function: str, logits: Logits, labels: Labels | Float[Array, "*batch classes"], class_mask: ClassMask | None
 ) -> Float[Array, "*batch"]:
-    allowed = _allowed(function, logits, class_mask)
+    allowed = _rows.allowed(function, logits, class_mask)
     shape = jnp.shape(logits)
     if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
         _checks.array(function, "labels", labels, shape=shape, kind="float")
-        scores = _centred(logits, allowed)
+        scores = _rows.centred(logits, allowed)
         targets = jnp.where(allowed, labels, 0).astype(scores.dtype)
         return optax.losses.softmax_cross_entropy(scores, targets, where=allowed)
     _checks.array(function, "labels", labels, shape=shape[:-1])
     known = (labels >= 0) & (labels < shape[-1])
     safe = jnp.where(known, labels, 0)
     known &= jnp.take_along_axis(allowed, safe[..., None], axis=-1)[..., 0]
-    losses = optax.losses.softmax_cross_entropy_with_integer_labels(_centred(logits, allowed), safe, where=allowed)
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(_rows.centred(logits, allowed), safe, where=allowed)
     return jnp.where(known, losses, 0)
 
 
@@ -107,7 +85,7 @@ def logit_adjusted_cross_entropy(
       of Chen et al., *Rethinking the Bias of Foundation Model under Long-tailed Distribution*, 2025, arXiv 2501.15955.
     """
     function = "losses.logit_adjusted_cross_entropy"
-    _allowed(function, logits, None)
+    _rows.allowed(function, logits)
     _checks.array(function, "class_counts", class_counts, shape=jnp.shape(logits)[-1:], kind="number")
     _checks.number(function, "tau", tau, low=0, open_high=True)
     counts = jnp.asarray(class_counts).astype(_checks.accumulation_dtype(class_counts))

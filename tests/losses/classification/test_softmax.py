@@ -10,7 +10,7 @@ import pytest
 
 from reweight.losses import classification
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 EFFECTIVE = json.loads((GOLDEN / "effective_number_and_focal.json").read_text())["cases"][:3]
 ADJUSTED = json.loads((GOLDEN / "logit_adjustment.json").read_text())["cases"]
 B, C = 4, 3

@@ -1,0 +1,71 @@
+"""What losses of logits and labels share: checks, classes that count, labels that exist."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from reweight import _checks
+
+Logits = Float[Array, "*batch classes"]
+Labels = Int[Array, "*batch"]
+ClassMask = Bool[Array, "..."] | Num[Array, "..."]
+
+
+def allowed(function: str, logits: Logits, class_mask: ClassMask | None = None) -> Bool[Array, "*batch classes"]:
+    """The classes that count, of the shape of the logits, which are checked."""
+    _checks.array(function, "logits", logits, kind="float")
+    if jnp.ndim(logits) < 1:
+        _checks.fail(function, "logits", "a scalar", "an array whose last axis is the classes")
+    _checks.mask(function, "class_mask", class_mask, logits, like_name="logits")
+    shape = jnp.shape(logits)
+    return jnp.ones(shape, bool) if class_mask is None else jnp.broadcast_to(jnp.asarray(class_mask) != 0, shape)
+
+
+def centred(logits: Logits, counting: Bool[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
+    """Logits in float32 at least, less the largest of their row; 0 where not allowed.
+
+    The loss does not change, and its small values keep their digits when the logits are large.
+    """
+    logits = jnp.where(counting, logits, 0).astype(_checks.accumulation_dtype(logits))
+    top = jnp.max(jnp.where(counting, logits, -jnp.inf), axis=-1, keepdims=True)
+    return logits - jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0))
+
+
+class Rows(NamedTuple):
+    """Scores in float32 at least, labels among the classes, and where the label was one of them."""
+
+    scores: Float[Array, "*batch classes"]
+    labels: Int[Array, "*batch"]
+    known: Bool[Array, "*batch"]
+
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+        return self.scores.shape[-1]
+
+    @property
+    def own(self) -> Bool[Array, "*batch classes"]:
+        """Where the class is that of the label."""
+        return jnp.arange(self.classes) == self.labels[..., None]
+
+    def of_label(self, values: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
+        """The entry of the label's class."""
+        return jnp.take_along_axis(values, self.labels[..., None], axis=-1)[..., 0]
+
+    def losses(self, values: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+        """The losses, 0 with zero gradient where the label is no class."""
+        return jnp.where(self.known, values, 0)
+
+
+def rows(function: str, logits: Logits, labels: Labels, *, centre: bool = True) -> Rows:
+    """Checked logits and integer labels; the scores less the largest of their row, unless a shift changes the loss."""
+    every = allowed(function, logits)
+    _checks.array(function, "labels", labels, shape=jnp.shape(logits)[:-1], kind="integer")
+    if jnp.shape(logits)[-1] == 0:
+        _checks.fail(function, "logits", f"of shape {jnp.shape(logits)}", "at least one class")
+    labels = jnp.asarray(labels)
+    known = (labels >= 0) & (labels < jnp.shape(logits)[-1])
+    scores = centred(logits, every) if centre else jnp.asarray(logits).astype(_checks.accumulation_dtype(logits))
+    return Rows(scores, jnp.where(known, labels, 0), known)
