@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from reweight import _checks
+from reweight.losses._exponential import exp_continued
 from reweight.losses.preference import _inputs
 
 __all__ = ["discovered", "hinge", "logistic", "reverse_kl", "robust_logistic", "sigmoid", "squared"]
@@ -25,18 +26,6 @@ Margins = Float[Array, "*batch"]
 def _margins(function: str, margins: Margins) -> Margins:
     _checks.array(function, "margins", margins, kind="float")
     return jnp.asarray(margins).astype(_checks.accumulation_dtype(margins))
-
-
-def exp_continued(exponent: Array, *, less_one: bool = False) -> Array:
-    """`exp` (or `expm1`), continued by its tangent where it would leave the range of the dtype.
-
-    What comes back and its slope are finite, and the slope does not vanish.
-    """
-    # The tangent may rise by another factor e^20 before it leaves the range itself.
-    limit = jnp.log(jnp.asarray(jnp.finfo(exponent.dtype).max, exponent.dtype)) - 20
-    inside = jnp.minimum(exponent, limit)
-    tangent = jnp.exp(inside) * jnp.maximum(exponent - limit, 0)
-    return (jnp.expm1(inside) if less_one else jnp.exp(inside)) + tangent
 
 
 def logistic(margins: Margins, *, label_smoothing: float = 0.0) -> Margins:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from reweight import _checks
+from reweight.losses._exponential import power_of_log
 from reweight.losses.preference import _inputs
-from reweight.losses.preference.links import exp_continued
 
 __all__ = [
     "SequenceLogProbs",
@@ -170,6 +170,4 @@ def power_rewards(log_probs: Float[Array, "*batch"], *, alpha: float) -> Float[A
     _checks.array(function, "log_probs", log_probs, kind="float")
     _inputs.finite(function, alpha=alpha)
     values = jnp.asarray(log_probs).astype(_checks.accumulation_dtype(log_probs))
-    exponent = jnp.asarray(alpha, values.dtype)
-    safe = jnp.where(exponent == 0, 1, exponent)
-    return jnp.where(exponent == 0, values, -exp_continued(-safe * values, less_one=True) / safe)
+    return power_of_log(values, -jnp.asarray(alpha, values.dtype))
