@@ -127,17 +127,18 @@ def _largest(logits: Array, ids: Array, k: int) -> tuple[Array, Array]:
     The k largest are in the k blocks with the largest maxima. So what is sorted is short, and a sort, unlike
     `jax.lax.top_k`, leaves rows on the devices where they are.
     """
-    size = logits.shape[-1]
+    *leading, size = logits.shape
     block = 2 ** int(math.log2(max(1.0, math.sqrt(size / k))))
     missing = -size % block
-    blocks = jnp.pad(logits, [(0, 0)] * (logits.ndim - 1) + [(0, missing)], constant_values=-jnp.inf)
-    blocks = blocks.reshape(*logits.shape[:-1], -1, block)
+    blocks = jnp.pad(logits, [(0, 0)] * len(leading) + [(0, missing)], constant_values=-jnp.inf)
+    blocks = blocks.reshape(*leading, (size + missing) // block, block)
     maxima = jnp.max(blocks, axis=-1)
     _, chosen = _ranked(maxima, jax.lax.broadcasted_iota(jnp.int32, maxima.shape, maxima.ndim - 1), k)
     values = jnp.take_along_axis(blocks, chosen[..., None], axis=-2)
     places = chosen[..., None] * block + jnp.arange(block, dtype=jnp.int32)
-    values, places = _ranked(values.reshape(*chosen.shape[:-1], -1), places.reshape(*chosen.shape[:-1], -1), k)
-    empty = [(0, 0)] * (values.ndim - 1) + [(0, k - values.shape[-1])]
+    flat = (*leading, chosen.shape[-1] * block)
+    values, places = _ranked(values.reshape(flat), places.reshape(flat), k)
+    empty = [(0, 0)] * len(leading) + [(0, k - values.shape[-1])]
     places = jnp.pad(places, empty, constant_values=size)
     values = jnp.pad(values, empty, constant_values=-jnp.inf)
     return values, jnp.where(places < size, ids[..., :1] + places, NOBODY)
@@ -179,7 +180,7 @@ def total(parts: Sums, top_k: int) -> Sums:
     parts = _relative_to(parts, maximum, other)
     top = parts.top
     if top is not None:
-        logits, ids = (x.reshape(*x.shape[:-2], -1) for x in top)
+        logits, ids = (x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1]) for x in top)
         top = _ranked(logits, ids, top_k)
     summed = jax.tree.map(lambda x: jnp.sum(x, axis=-1), parts._replace(top=None))
     return summed._replace(maximum=maximum[..., 0], reference_maximum=None if other is None else other[..., 0], top=top)

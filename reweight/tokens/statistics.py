@@ -1,24 +1,22 @@
 """The public functions: statistics of tokens from hidden states and a kernel, or from logits."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from reweight import _checks
-from reweight.tokens import chunks
+from reweight.tokens import chunks, placement
 from reweight.tokens.chunks import Layout
 from reweight.tokens.rows import OF_A_REFERENCE, OF_THE_TOP, STATISTICS, Asked, Statistic, TokenStatistics
 
 __all__ = ["TokenStatistics", "token_statistics", "token_statistics_from_logits"]
 
 Mask = Bool[Array, "..."] | Num[Array, "..."]
-
-LOGITS_AT_ONCE = 2**25  # a device: 128 MiB in float32
-NARROWEST = 1024  # columns of a chunk: fewer would leave a matrix unit waiting for the memory
 
 
 def _asked(function: str, statistics: Sequence[Statistic], top_k: int | None, vocabulary: int) -> Asked:
@@ -92,40 +90,17 @@ def _presented(found: TokenStatistics, keep: Array | None, known: Array) -> Toke
     return found._replace(**values)
 
 
-def _aligned(tree: Any) -> Any:
-    """All arrays varying over the same manual axes, so that the gradient of what is shared is summed over shards."""
-    axes = frozenset[str]().union(*(jax.typeof(leaf).mat.varying for leaf in jax.tree.leaves(tree)))
+def _rows_placed(asked: Asked) -> Callable[[PartitionSpec], TokenStatistics]:
+    """The sharding of the statistics, from that of the rows."""
 
-    def align(leaf: Array) -> Array:
-        missing = tuple(axes - jax.typeof(leaf).mat.varying)
-        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+    def placed(rows: PartitionSpec) -> Any:
+        specs = {
+            name: PartitionSpec(*rows, None) if name in ("top_ids", "top_log_probs") else rows
+            for name in asked.statistics
+        }
+        return TokenStatistics(**specs)  # type: ignore[arg-type]
 
-    return jax.tree.map(align, tree)
-
-
-def _pieces(vocabulary: int, shards: int | None) -> tuple[int, bool, int]:
-    """Pieces of the vocabulary, whether each is known to lie on a device of its own, and devices that share the work.
-
-    Whatever the sharding is, it cuts the vocabulary into a number of shards that divides both it and the devices.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    types = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
-    in_mesh = math.prod(size for size, kind in types if kind != jax.sharding.AxisType.Manual)
-    if shards is not None:
-        return shards, shards > 1, max(shards, in_mesh)
-    pieces = math.gcd(vocabulary, jax.device_count() if mesh.empty else in_mesh)
-    return pieces, False, in_mesh
-
-
-def _columns(rows: int, length: int, pieces: int, devices: int, chunk: int | None) -> int:
-    """Columns of a piece of the vocabulary that are taken at a time: as many as may be held, in even parts."""
-    if chunk is not None:
-        return min(length, -(-chunk // pieces))
-    columns = max(LOGITS_AT_ONCE * devices // max(rows, 1), NARROWEST) // pieces
-    if columns >= length:
-        return length
-    even = -(-length // -(-length // max(columns, 1)))
-    return min(length, -(-even // 128) * 128) if even > 128 else even
+    return placed
 
 
 def token_statistics(
@@ -235,30 +210,34 @@ def token_statistics(
     if vocab_shards is not None and vocabulary % vocab_shards:
         _checks.fail(function, "vocab_shards", repr(vocab_shards), f"a divisor of the vocabulary of {vocabulary}")
 
-    keep = _kept(mask, shape)
-    known, ids = _known(jnp.asarray(targets), keep, vocabulary)
-    pieces, one_each, devices = _pieces(vocabulary, vocab_shards)
-    length = vocabulary // pieces
-    columns = _columns(math.prod(shape), length, pieces, devices, vocab_chunk)
-    plan = chunks.Plan(asked, kernel_layout, other_layout, pieces, one_each, columns)
+    pieces = placement.pieces(kernel, 1 if kernel_layout == "DV" else 0, vocab_shards)
+    length = vocabulary // pieces.number
+    columns = placement.columns(math.prod(shape), length, pieces, vocab_chunk)
+    plan = chunks.Plan(asked, kernel_layout, other_layout, pieces.number, pieces.one_each, columns)
 
-    def cut(array: Array, layout: Layout) -> Array:
-        if pieces == 1:
-            return array
-        left, right = array.shape
-        return jnp.reshape(array, (left, pieces, length) if layout == "DV" else (pieces, length, right))
+    def cut(kernel: Array, layout: Layout) -> Array:
+        if pieces.number == 1:
+            return kernel
+        left, right = kernel.shape
+        return kernel.reshape((left, pieces.number, length) if layout == "DV" else (pieces.number, length, right))
 
-    held = jax.lax.stop_gradient
-    dtype = _checks.accumulation_dtype(hidden, kernel)
-    operands = chunks.Operands(
-        hidden=_hide(jnp.asarray(hidden), keep),
-        kernel=cut(jnp.asarray(kernel), kernel_layout),
-        reference_hidden=None if reference_hidden is None else _hide(held(jnp.asarray(reference_hidden)), keep),
-        reference_kernel=None if reference_kernel is None else cut(held(jnp.asarray(reference_kernel)), other_layout),
-        targets=ids,
-        squash=_squash(function, temperature, logit_cap, dtype),
-    )
-    return _presented(chunks.chunked(plan, _aligned(operands)), keep, known)
+    def compute(
+        hidden: Array, kernel: Array, targets: Array, mask: Array | None, reference: Any, squash: chunks.Squash
+    ) -> TokenStatistics:
+        keep = _kept(mask, shape)
+        known, ids = _known(targets, keep, vocabulary)
+        other_hidden, other_kernel = reference
+        if reference_kernel is not None:
+            other_hidden, other_kernel = _hide(other_hidden, keep), cut(other_kernel, other_layout)
+        operands = chunks.Operands(
+            _hide(hidden, keep), cut(kernel, kernel_layout), other_hidden, other_kernel, ids, squash
+        )
+        return _presented(chunks.chunked(plan, placement.alike(operands)), keep, known)
+
+    squash = _squash(function, temperature, logit_cap, _checks.accumulation_dtype(hidden, kernel))
+    reference = jax.lax.stop_gradient((reference_hidden, reference_kernel))
+    arrays = jax.tree.map(jnp.asarray, (hidden, kernel, targets, mask, reference, squash))
+    return placement.automatic(compute, arrays[0], _rows_placed(asked))(*arrays)
 
 
 def token_statistics_from_logits(
@@ -304,11 +283,17 @@ def token_statistics_from_logits(
     _reference_if_asked(function, "reference_logits", reference_logits, asked)
     if reference_logits is not None:
         _checks.array(function, "reference_logits", reference_logits, shape=(*shape, vocabulary), kind="float")
-    keep = _kept(mask, shape)
-    known, ids = _known(jnp.asarray(targets), keep, vocabulary)
+
+    def compute(
+        logits: Array, targets: Array, mask: Array | None, reference: Array | None, squash: chunks.Squash
+    ) -> TokenStatistics:
+        keep = _kept(mask, shape)
+        known, ids = _known(targets, keep, vocabulary)
+        other = None if reference is None else _hide(reference, keep)
+        arguments = placement.alike((_hide(logits, keep), other, ids, squash))
+        return _presented(chunks.whole(asked, *arguments), keep, known)
+
     squash = _squash(function, temperature, logit_cap, _checks.accumulation_dtype(logits))
-    reference = None
-    if reference_logits is not None:
-        reference = _hide(jax.lax.stop_gradient(jnp.asarray(reference_logits)), keep)
-    arguments = _aligned((_hide(jnp.asarray(logits), keep), reference, ids, squash))
-    return _presented(chunks.whole(asked, *arguments), keep, known)
+    reference = jax.lax.stop_gradient(reference_logits)
+    arrays = jax.tree.map(jnp.asarray, (logits, targets, mask, reference, squash))
+    return placement.automatic(compute, arrays[0], _rows_placed(asked))(*arrays)
