@@ -1,6 +1,6 @@
 """Losses: a value per example before any weight or reduction, one module a family."""
 
-from reweight.losses import adversarial, classification, preference
-from reweight.losses.base import BatchLoss
+from reweight.losses import adversarial, classification, metric, preference
+from reweight.losses.base import BatchLoss, of_sums
 
-__all__ = ["BatchLoss", "adversarial", "classification", "preference"]
+__all__ = ["BatchLoss", "adversarial", "classification", "metric", "of_sums", "preference"]

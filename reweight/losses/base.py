@@ -13,12 +13,16 @@ of one example each:
 statistic is computed once, from the signals of all microbatches, before the first gradient is taken.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-__all__ = ["BatchLoss"]
+from reweight import _checks
+
+__all__ = ["BatchLoss", "of_sums"]
 
 State = Any  # a pytree of arrays
 Statistics = Any  # a pytree of arrays
@@ -80,3 +84,75 @@ class BatchLoss(NamedTuple):
         """
         statistics, state = jax.lax.stop_gradient(self.statistics(state, **jax.lax.stop_gradient(signals)))
         return self.losses(statistics, **signals), state
+
+
+class _Linear(NamedTuple):
+    """A function of sums at the sums of the batch: its value, the number of examples, and its slopes as rows."""
+
+    value: Float[Array, ""]
+    count: Float[Array, ""]
+    slopes: Any
+
+
+def of_sums(
+    terms: Callable[..., Any],
+    value: Callable[[Any], Float[Array, ""]],
+    *,
+    signals: tuple[str, ...],
+    name: str = "losses.of_sums",
+) -> BatchLoss:
+    r"""A loss :math:`L(S)` of sums over the batch, :math:`S = \sum_i s_i`, that is exact in microbatches.
+
+    For a loss that is no mean over examples: a ratio of sums, a metric of a confusion matrix. The sums of the batch and
+    the slopes of :math:`L` there are the statistic. With :math:`n` unmasked examples, an example's loss is
+
+    .. math:: L(S) + n \nabla L(S) \cdot (s_i - \mathrm{sg}(s_i))
+
+    with the value :math:`L(S)`. The mean over the batch has value and gradient of :math:`L`.
+
+    Args:
+      terms: `terms(**signals)`, a pytree of arrays `[B, ...]`, what each example adds to the sums. It must be finite
+        where all signals are 0.
+      value: `value(sums)`, a scalar, from the tree with the leading axis summed.
+      signals: the names of the signals that `terms` takes, the first of which gives the number of examples.
+      name: of the function that errors name.
+
+    Returns:
+      A `BatchLoss` without state.
+
+    Raises:
+      ValueError: at the call, if a signal is missing, or does not have a row an example.
+    """
+
+    def rows(given: dict[str, Any]) -> tuple[Any, Array]:
+        _checks.require(name, given, signals)
+        size = jnp.shape(given[signals[0]])[:1]
+        for signal in signals:
+            _checks.array(name, signal, given[signal], shape=size + (None,) * (jnp.ndim(given[signal]) - 1))
+        mask = given.get("mask")
+        _checks.mask(name, "mask", mask, jnp.zeros(size), like_name=f"the first axis of {signals[0]}")
+        kept = jnp.ones(size, bool) if mask is None else jnp.broadcast_to(jnp.asarray(mask) != 0, size)
+        added = terms(**{signal: _zeroed(given[signal], kept) for signal in signals})
+        return jax.tree.map(lambda leaf: _zeroed(leaf, kept).astype(_checks.accumulation_dtype(leaf)), added), kept
+
+    def statistics(state: tuple[()], **given: Any) -> tuple[_Linear, tuple[()]]:
+        added, kept = rows(given)
+        total, slopes = jax.value_and_grad(value)(jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), added))
+        wide = jax.tree.map(lambda slope, leaf: jnp.broadcast_to(slope, leaf.shape), slopes, added)
+        return _Linear(total, jnp.sum(kept.astype(total.dtype)), wide), state
+
+    def losses(statistics: _Linear, **given: Any) -> Float[Array, " batch"]:
+        added, kept = rows(given)
+        moved = [
+            jnp.sum((slope * (leaf - jax.lax.stop_gradient(leaf))).reshape(kept.size, -1), axis=1)
+            for slope, leaf in zip(jax.tree.leaves(statistics.slopes), jax.tree.leaves(added), strict=True)
+        ]
+        return jnp.where(kept, statistics.value + statistics.count * sum(moved), 0)
+
+    return BatchLoss(lambda key=None: (), statistics, losses, signals)
+
+
+def _zeroed(values: Array, kept: Array) -> Array:
+    """The values, 0 in the rows that are masked."""
+    values = jnp.asarray(values)
+    return jnp.where(kept.reshape((-1,) + (1,) * (values.ndim - 1)), values, jnp.zeros_like(values))

@@ -12,7 +12,7 @@ import numpy as np
 
 Arrays = dict[str, np.ndarray]
 Draw = Callable[[np.random.Generator, int], Arrays]
-Returns = Literal["example", "batch", "parts"]
+Returns = Literal["example", "batch", "parts", "sums"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Case:
       function: the public function; names the case.
       inputs: draws its arrays for a batch of n. A mask that is not drawn is drawn by the suite, as `[n]` booleans.
       returns: `"example"` if every array that comes back has the batch as its leading axis, `"batch"` if none has,
-        `"parts"` for a `reduce.Parts` that adds up over any split of the batch.
+        `"parts"` for a `reduce.Parts` that adds up over any split of the batch, `"sums"` for any other tree of sums.
       hyper: keyword hyperparameters.
       variant: what tells two cases of one function apart.
       call: how the suite calls the function, where plain keywords do not do.

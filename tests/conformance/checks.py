@@ -350,9 +350,9 @@ def _pieces(probe: Probe) -> list[np.ndarray]:
 
 
 def accumulation(probe: Probe) -> Findings:
-    """The parts of pieces add up to the parts of the whole, in value and in gradient."""
+    """The parts or sums of pieces add up to those of the whole, in value and in gradient."""
     case = probe.case
-    if case.returns != "parts":
+    if case.returns not in ("parts", "sums"):
         return
     arrays, whole = probe.arrays(), probe.base()
     outcomes = []
@@ -364,9 +364,10 @@ def accumulation(probe: Probe) -> Findings:
             part = {name: array if name in case.fixed else array[piece] for name, array in arrays.items()}
             outcomes.append((piece, probe.run(part, examples=probe.examples[piece]), True))
     summed = jax.tree.map(lambda *leaves: sum(leaves), *[outcome.value for _, outcome, _ in outcomes])
-    yield from compare("the sum of the pieces' parts", summed, whole.value, EXACT)
-    value = reduce.combine([outcome.value for _, outcome, _ in outcomes])
-    yield from compare("the pieces combined", value, reduce.finish(whole.value), EXACT)
+    yield from compare(f"the sum of the pieces' {case.returns}", summed, whole.value, EXACT)
+    if case.returns == "parts":
+        value = reduce.combine([outcome.value for _, outcome, _ in outcomes])
+        yield from compare("the pieces combined", value, reduce.finish(whole.value), EXACT)
     for name, wanted in whole.grads.items():
         total = np.zeros_like(wanted)
         for piece, outcome, cut in outcomes:

@@ -78,13 +78,13 @@ def cast(tree: Any, dtype: Any) -> Any:
 def contract(value: Any, examples: Any, per_example: bool) -> Any:
     """A scalar that weighs every number of `value` differently, so that its gradient misses none."""
     total: Any = 0.0
-    for leaf in jax.tree.leaves(value):
+    for index, leaf in enumerate(jax.tree.leaves(value)):
         if not is_float(leaf):
             continue
         leaf = jnp.asarray(leaf)
         inner = leaf.shape[1:] if per_example else leaf.shape
         size = int(np.prod(inner))
-        pattern = (1.0 + 0.5 * np.cos(1.0 + np.arange(size))).reshape(inner)
+        pattern = (1.0 + 0.5 * np.cos(1.0 + 0.7 * index + np.arange(size))).reshape(inner)
         weight = jnp.asarray(pattern, leaf.dtype)
         if per_example:
             weight = weight * examples.astype(leaf.dtype).reshape((-1,) + (1,) * len(inner))

@@ -291,6 +291,11 @@ def mean_of_means(values, *, where=None, parts=True):
     return reduce.Parts(reduce.weighted_mean(values, where=where), jnp.ones(()))
 
 
+@fault(SCALAR, "accumulation", "sums", returns="sums")
+def a_mean_is_taken_for_a_sum(losses, *, mask=None):
+    return mean_square(losses, mask=mask)
+
+
 @fault(PARTS, "accumulation", "gradients")
 def parts_add_up_but_their_gradients_do_not(values, *, where=None, parts=True):
     total, count = reduce.weighted_mean(values, where=where, parts=True)
