@@ -10,13 +10,13 @@ the optimum is the loss's own.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
-from typing import ClassVar, NamedTuple, Self
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array
 from matplotlib.figure import Figure
 
 from experiments import harness
@@ -53,7 +53,6 @@ POPULATION = {
     "exact": Setting("exact probabilities"),
     "flipped": Setting("20 % flips", flip_rate=0.2),
     "decided": Setting("the better answer always wins", sharpness=np.inf),
-    "unseen": Setting("two answers never shown", coverage=False),
 }
 
 NAMES = tuple(name for methods in METHODS.values() for name in methods)
@@ -102,8 +101,10 @@ class Config(harness.Config):
     """Prompts a step; all of their comparisons are used."""
     learning_rate: float = 0.1
     """The learning rate at the start; it falls to 0 along a cosine."""
-    table_steps: int = 400
+    table_steps: int = 300
     """Steps of the table policy, each on all comparisons."""
+    table_learning_rate: float = 0.3
+    """Its learning rate at the start; it falls to 0 along a cosine."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,65 +128,77 @@ class Config(harness.Config):
 
 
 class Worlds(NamedTuple):
-    """Bandits, one a setting, with their data sets by kind."""
+    """Bandits `[seeds, settings, ...]` with their data sets by kind `[seeds, prompts, settings, ...]`."""
 
     bandits: bandits.Bandit
-    arrays: dict[str, dict[str, Array]]
+    arrays: dict[str, dict[str, Any]]
 
 
-# In bandits the settings are the first axis; a data set has a row a prompt, and then the settings.
-_AXES = Worlds(0, 1)  # type: ignore[arg-type]
+CANDIDATES = {"pairs": 2, "sets": 4}
+LISTED_CANDIDATES = {"pairs": 2, "sets": 3}
 
 
-def _stacked(settings: Iterable[Setting]) -> dict[str, Array]:
-    fields = zip(*(setting[1:] for setting in settings), strict=True)
-    return {name: jnp.array(values) for name, values in zip(Setting._fields[1:], fields, strict=True)}
+def _sampled(config: Config, setting: Setting, seed: int) -> Worlds:
+    """A bandit of many prompts with comparisons drawn by the annotator."""
+    bandit = bandits.make_bandit(np.random.default_rng(seed), prompts=config.prompts, coverage=setting.coverage)
+    arrays: dict[str, Any] = {}
+    for kind in config.kinds:
+        rankings = bandits.draw_rankings(
+            np.random.default_rng((seed, 1)),
+            bandit,
+            sets=-(-2 * config.pairs // CANDIDATES[kind]),
+            candidates=CANDIDATES[kind],
+            flip_rate=setting.flip_rate,
+            length_bias=setting.length_bias,
+        )
+        arrays[kind] = bandit_arrays(bandit, rankings, setting.flip_rate)
+    return Worlds(bandit, arrays)
 
 
-def _worlds(config: Config, key: PRNGKeyArray) -> tuple[Worlds, Worlds]:
-    """The bandits of a seed with drawn comparisons, and their first prompts with all comparisons, for tables."""
-    world, draw = jax.random.split(key)
-    sets = {"pairs": (config.pairs, 2, 2), "sets": (-(-config.pairs // 2), 4, 3)}
+def _listed(config: Config, setting: Setting, seed: int) -> Worlds:
+    """A bandit of two prompts with all comparisons, and for features an indicator of each answer: a table."""
+    bandit = bandits.make_bandit(np.random.default_rng(seed), prompts=TABLE_PROMPTS, coverage=setting.coverage)
+    bandit = bandit._replace(features=np.eye(bandit.rewards.size).reshape(*bandit.rewards.shape, -1))
+    arrays: dict[str, Any] = {}
+    for kind in config.kinds:
+        rankings = bandits.all_rankings(
+            bandit, candidates=LISTED_CANDIDATES[kind], flip_rate=setting.flip_rate, sharpness=setting.sharpness
+        )
+        arrays[kind] = bandit_arrays(bandit, rankings, setting.flip_rate)
+    return Worlds(bandit, arrays)
 
-    def drawn(setting: Mapping[str, Array]) -> Worlds:
-        bandit = bandits.make_bandit(world, prompts=config.prompts, coverage=setting["coverage"])
-        annotator = {"flip_rate": setting["flip_rate"], "length_bias": setting["length_bias"]}
-        arrays = {}
-        for kind in config.kinds:
-            number, candidates, _ = sets[kind]
-            rankings = bandits.draw_rankings(draw, bandit, sets=number, candidates=candidates, **annotator)
-            arrays[kind] = bandit_arrays(bandit, rankings, setting["flip_rate"])
-        return Worlds(bandit, arrays)
 
-    def listed(setting: Mapping[str, Array], bandit: bandits.Bandit) -> Worlds:
-        cells = jnp.eye(bandit.rewards.size).reshape(*bandit.rewards.shape, -1)
-        bandit = bandit._replace(features=cells)
-        annotator = {"flip_rate": setting["flip_rate"], "sharpness": setting["sharpness"]}
-        arrays = {}
-        for kind in config.kinds:
-            *_, candidates = sets[kind]
-            rankings = bandits.all_rankings(bandit, candidates=candidates, **annotator)
-            arrays[kind] = bandit_arrays(bandit, rankings, setting["flip_rate"])
-        return Worlds(bandit, arrays)
+def _worlds(
+    config: Config, make: Callable[[Config, Setting, int], Worlds], settings: Iterable[Setting], seeds: int
+) -> Worlds:
+    """The worlds of all seeds and settings; on a mesh the seeds lie side by side on its axis `data`."""
+    worlds = [[make(config, setting, seed) for setting in settings] for seed in range(seeds)]
 
-    samples = jax.vmap(drawn, out_axes=_AXES)(_stacked(SETTINGS.values()))
-    names = list(SETTINGS)
-    like = jnp.array([names.index("clean" if setting.coverage else "coverage") for setting in POPULATION.values()])
-    first = jax.tree.map(lambda x: x[like, :TABLE_PROMPTS], samples.bandits)
-    return samples, jax.vmap(listed, out_axes=_AXES)(_stacked(POPULATION.values()), first)
+    def stacked(axis: int, trees: list[list[Any]]) -> Any:
+        return jax.tree.map(
+            lambda *x: np.stack(x).astype(np.float32),
+            *[jax.tree.map(lambda *x: np.stack(x, axis), *of_settings) for of_settings in trees],
+        )
+
+    found = Worlds(
+        stacked(0, [[world.bandits for world in of_settings] for of_settings in worlds]),
+        stacked(1, [[world.arrays for world in of_settings] for of_settings in worlds]),
+    )
+    mesh = None if config.mesh is None else parallel.make_mesh(config.mesh)
+    return jax.device_put(found, None if mesh is None else parallel.batch_sharding(mesh))
 
 
 def _measured(params: Array, bandit: bandits.Bandit, ranked: Array) -> dict[str, Array]:
     """What the policies of one seed and setting reach, `[methods, knobs]`."""
     learned = policies(params, bandit.features, bandit.reference)
     changes = learned - bandit.reference
-    best = ranked[:, :, 0]
+    chosen = ranked[:, :, 0]
     return {
         "reward": bandits.expectation(learned, bandit.rewards) - bandits.expectation(bandit.reference, bandit.rewards),
         "kl": bandits.divergence(learned, bandit.reference),
         "gap": bandits.regret(learned, bandit, BETA),
         "length": bandits.expectation(learned, bandit.lengths) - bandits.expectation(bandit.reference, bandit.lengths),
-        "chosen": jnp.einsum("pna,...pa->...", best, changes) / (best.shape[0] * best.shape[1]),
+        "chosen": jnp.einsum("pna,...pa->...", chosen, changes) / (chosen.shape[0] * chosen.shape[1]),
     }
 
 
@@ -237,15 +250,23 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
     context = harness.Context() if context is None else context
     values: dict[str, dict[str, np.ndarray]] = {name: {} for name in config.chosen}
     curves: dict[str, np.ndarray] = {}
-    keys = _seeds(config)
-    worlds, populations = jax.jit(jax.vmap(functools.partial(_worlds, config)))(keys)
+    seeds = _num_seeds(config)
+    keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
+    worlds = _worlds(config, _sampled, SETTINGS.values(), seeds)
+    populations = _worlds(config, _listed, POPULATION.values(), seeds)
     with context.bar(len(config.kinds) * (config.steps + config.table_steps)) as inner:
         for kind, methods in config.kinds.items():
             arrays = worlds.arrays[kind]
             params = learn(
-                f"bandit-{kind}", methods, arrays, keys,
-                learning_rate=config.learning_rate, steps=config.steps, batch_size=config.batch_size, context=inner,
-            )  # fmt: skip
+                f"bandit-{kind}",
+                methods,
+                arrays,
+                keys,
+                learning_rate=config.learning_rate,
+                steps=config.steps,
+                batch_size=config.batch_size,
+                context=inner,
+            )
             measured = _numbers(_measure(params, worlds.bandits, arrays["ranked"]), config)
             for i, name in enumerate(methods):
                 _record(values[name], curves, name, {key: x[:, i] for key, x in measured.items()})
@@ -255,14 +276,21 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
                 continue
             arrays = populations.arrays[kind]
             params = learn(
-                f"table-{kind}", of_single, arrays, keys, knobs=[DEFAULT],
-                learning_rate=config.learning_rate, steps=config.table_steps, batch_size=TABLE_PROMPTS, context=inner,
-            )  # fmt: skip
+                f"table-{kind}",
+                of_single,
+                arrays,
+                keys,
+                learning_rate=config.table_learning_rate,
+                steps=config.table_steps,
+                batch_size=TABLE_PROMPTS,
+                context=inner,
+                knobs=[DEFAULT],
+            )
             measured = _numbers(_measure(params, populations.bandits, arrays["ranked"]), config)
             for i, name in enumerate(of_single):
                 for j, setting in enumerate(POPULATION):
                     # A rating is the reward: the annotator neither flips nor sharpens it.
-                    if name not in RATED or setting in ("exact", "unseen"):
+                    if name not in RATED or setting == "exact":
                         metric = "kl" if setting == "decided" else "gap"
                         values[name][f"{metric}_{setting}"] = measured[metric][:, i, j, 0]
     curves |= {f"{key}/optimum": x for key, x in _numbers(_optima(worlds.bandits), config).items()}
@@ -278,17 +306,10 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
     )
 
 
-def _seeds(config: Config) -> PRNGKeyArray:
-    """A key a seed; on a mesh the seeds lie side by side on its axis `data`, and all arrays with them.
-
-    There are then as many seeds as the axis divides; those beyond the number asked for are not looked at.
-    """
-    if config.mesh is None:
-        return jax.vmap(jax.random.key)(jnp.arange(config.seeds))
-    mesh = parallel.make_mesh(config.mesh)
-    size = mesh.shape["data"]
-    keys = jax.vmap(jax.random.key)(jnp.arange(-(-config.seeds // size) * size))
-    return jax.device_put(keys, parallel.batch_sharding(mesh))
+def _num_seeds(config: Config) -> int:
+    """How many seeds are run: on a mesh as many as its axis `data` divides, of which the last are not looked at."""
+    size = 1 if config.mesh is None else parallel.make_mesh(config.mesh).shape["data"]
+    return -(-config.seeds // size) * size
 
 
 def _numbers(tree: dict[str, Array], config: Config) -> dict[str, np.ndarray]:
@@ -308,7 +329,40 @@ def _record(
     values["length_length"] = measured["length"][:, list(SETTINGS).index("length"), DEFAULT]
 
 
-CLAIMS: tuple[harness.Claim, ...] = ()
+CLAIMS = (
+    harness.Claim("Rafailov et al. 2023, arXiv 2305.18290", "dpo", "sft", "within_clean"),
+    harness.Claim("Rafailov et al. 2023, arXiv 2305.18290", "dpo", "hinge", "gap_exact", "lower"),
+    harness.Claim("Azar et al. 2023, arXiv 2310.12036", "ipo", "dpo", "kl_decided", "lower"),
+    harness.Claim("Zhao et al. 2023, arXiv 2305.10425", "slic", "sft", "within_clean"),
+    harness.Claim("Yuan et al. 2023, arXiv 2304.05302", "rrhf", "sft", "within_clean"),
+    harness.Claim("Xu et al. 2024, arXiv 2401.08417", "cpo", "sft", "within_clean"),
+    harness.Claim("Hong et al. 2024, arXiv 2403.07691", "orpo", "sft", "within_clean"),
+    harness.Claim("Chowdhury et al. 2024, arXiv 2403.00409", "robust_dpo", "dpo", "reward_flips"),
+    harness.Claim("Chowdhury et al. 2024, arXiv 2403.00409", "robust_dpo", "dpo", "within_flips"),
+    harness.Claim("Chowdhury et al. 2024, arXiv 2403.00409", "robust_dpo", "dpo", "gap_flipped", "lower"),
+    harness.Claim("Ethayarajh et al. 2024, arXiv 2402.01306", "kto", "dpo", "reward_flips"),
+    harness.Claim("Ethayarajh et al. 2024, arXiv 2402.01306", "kto", "dpo", "within_flips"),
+    harness.Claim("Wu et al. 2024, arXiv 2407.08639", "beta_dpo", "dpo", "reward_flips"),
+    harness.Claim("Wu et al. 2024, arXiv 2407.08639", "beta_dpo", "dpo", "within_flips"),
+    harness.Claim("Zhou et al. 2024, arXiv 2406.11827", "wpo", "dpo", "within_coverage"),
+    harness.Claim("Pal et al. 2024, arXiv 2402.13228", "dpop", "dpo", "chosen_clean"),
+    harness.Claim("Chen et al. 2024, arXiv 2402.05369", "nca_pair", "dpo", "chosen_clean"),
+    harness.Claim("Chen et al. 2024, arXiv 2402.05369", "nca", "infonca", "chosen_clean"),
+    harness.Claim("Chen et al. 2024, arXiv 2402.05369", "infonca", "dpo", "within_clean"),
+    harness.Claim("Wu et al. 2024, arXiv 2405.00675", "sppo_hard", "dpo", "chosen_clean"),
+    harness.Claim("D'Oosterlinck et al. 2024, arXiv 2408.06266", "apo_zero", "apo_down", "chosen_clean"),
+    harness.Claim("D'Oosterlinck et al. 2024, arXiv 2408.06266", "apo_zero", "dpo", "chosen_clean"),
+    harness.Claim("Ji et al. 2024, arXiv 2402.00856", "exo_pair", "dpo", "within_clean"),
+    harness.Claim("Melnyk et al. 2024, arXiv 2406.05882", "aot", "dpo", "within_clean"),
+    harness.Claim("Jung et al. 2024, arXiv 2404.04656", "bco", "kto", "within_clean"),
+    harness.Claim("Lu et al. 2024, arXiv 2406.08414", "discopop", "dpo", "within_clean"),
+    harness.Claim("Park et al. 2024, arXiv 2403.19159", "r_dpo", "dpo", "length_length", "lower"),
+    harness.Claim("Park et al. 2024, arXiv 2403.19159", "r_dpo", "dpo", "within_length"),
+    harness.Claim("Liu et al. 2024, arXiv 2409.06411", "ld_dpo", "dpo", "length_length", "lower"),
+    harness.Claim("Meng et al. 2024, arXiv 2405.14734", "simpo", "dpo", "length_length", "lower"),
+    harness.Claim("Meng et al. 2024, arXiv 2405.14734", "simpo", "dpo", "within_length"),
+    harness.Claim("Gupta et al. 2025, arXiv 2501.03884", "alphapo", "simpo", "within_clean"),
+)
 
 
 def draw(results: harness.Results) -> Figure:

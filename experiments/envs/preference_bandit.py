@@ -13,7 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
+from scipy import special
 
 from reweight import _checks
 
@@ -29,6 +30,8 @@ __all__ = [
     "regret",
     "standardised",
 ]
+
+Arrays = np.ndarray | Array  # worlds are drawn on the host and looked at on the device
 
 REWARD_SCALE = 2.0
 SHORTEST, LONGEST = 2, 8
@@ -48,11 +51,11 @@ class Bandit(NamedTuple):
       seen: whether comparisons ever show the answer.
     """
 
-    features: Float[Array, "prompts answers features"]
-    rewards: Float[Array, "prompts answers"]
-    reference: Float[Array, "prompts answers"]
-    lengths: Float[Array, "prompts answers"]
-    seen: Bool[Array, "prompts answers"]
+    features: Float[Arrays, "prompts answers features"]
+    rewards: Float[Arrays, "prompts answers"]
+    reference: Float[Arrays, "prompts answers"]
+    lengths: Float[Arrays, "prompts answers"]
+    seen: Bool[Arrays, "prompts answers"]
 
 
 class Rankings(NamedTuple):
@@ -64,23 +67,23 @@ class Rankings(NamedTuple):
       weights: how much a ranking counts: 1 where it was drawn, its probability where all are listed.
     """
 
-    answers: Int[Array, "prompts sets candidates"]
-    ratings: Float[Array, "prompts sets candidates"]
-    weights: Float[Array, "prompts sets"]
+    answers: Int[Arrays, "prompts sets candidates"]
+    ratings: Float[Arrays, "prompts sets candidates"]
+    weights: Float[Arrays, "prompts sets"]
 
 
 def make_bandit(
-    key: PRNGKeyArray,
+    rng: np.random.Generator,
     *,
     prompts: int = 200,
     answers: int = 8,
     features: int = 16,
-    coverage: bool | Bool[Array, ""] = True,
+    coverage: bool = True,
 ) -> Bandit:
     r"""Draws a bandit whose rewards are linear in the features, :math:`r = \phi^T \theta^*`, and blind to length.
 
     Args:
-      key: draws everything.
+      rng: draws everything.
       prompts: how many.
       answers: of each prompt, at least 4.
       features: of each answer, at least 2; their squares add up to 1 on average.
@@ -95,40 +98,40 @@ def make_bandit(
     """
     for name, value, low in (("prompts", prompts, 1), ("answers", answers, 4), ("features", features, 2)):
         _checks.number("experiments.make_bandit", name, value, low=low, integer=True)
-    normals, sizes, direction = jax.random.split(key, 3)
     shape = (prompts, answers)
-    drawn = jax.random.normal(normals, (*shape, features))
-    lengths = jnp.floor(jax.random.uniform(sizes, shape, minval=SHORTEST, maxval=LONGEST + 1))
-    phi = drawn.at[..., -1].set(standardised(lengths)) / math.sqrt(features)
-    theta = REWARD_SCALE * jax.random.normal(direction, (features,)).at[-1].set(0.0)
+    phi = rng.normal(size=(*shape, features)) / math.sqrt(features)
+    lengths = rng.integers(SHORTEST, LONGEST + 1, shape).astype(float)
+    phi[..., -1] = standardised(lengths) / math.sqrt(features)
+    theta = REWARD_SCALE * rng.normal(size=features)
+    theta[-1] = 0
     rewards = phi @ theta
-    scores = drawn[..., -1]
-    seen = jnp.broadcast_to((jnp.arange(answers) < answers - UNSEEN) | jnp.asarray(coverage), shape)
-    phi = jnp.where(seen[..., None], phi, UNSEEN_FEATURES * phi)
-    rewards = jnp.where(seen, rewards, UNSEEN_REWARD)
-    scores = jnp.where(seen, scores, UNSEEN_LOGIT)
-    return Bandit(phi, rewards, jax.nn.log_softmax(scores), lengths, seen)
+    scores = rng.normal(size=shape)
+    seen = np.broadcast_to((np.arange(answers) < answers - UNSEEN) | coverage, shape)
+    phi = np.where(seen[..., None], phi, UNSEEN_FEATURES * phi)
+    rewards = np.where(seen, rewards, UNSEEN_REWARD)
+    scores = np.where(seen, scores, UNSEEN_LOGIT)
+    return Bandit(phi, rewards, special.log_softmax(scores, axis=-1), lengths, seen)
 
 
-def standardised(lengths: Float[Array, "..."]) -> Float[Array, "..."]:
+def standardised(lengths: Float[Arrays, "..."]) -> Float[Arrays, "..."]:
     """Lengths with mean 0 and variance 1 over the uniform distribution that they are drawn from."""
     deviation = math.sqrt(((LONGEST - SHORTEST + 1) ** 2 - 1) / 12)
     return (lengths - (SHORTEST + LONGEST) / 2) / deviation
 
 
 def draw_rankings(
-    key: PRNGKeyArray,
+    rng: np.random.Generator,
     bandit: Bandit,
     *,
     sets: int,
     candidates: int = 2,
-    flip_rate: float | Float[Array, ""] = 0.0,
-    length_bias: float | Float[Array, ""] = 0.0,
+    flip_rate: float = 0.0,
+    length_bias: float = 0.0,
 ) -> Rankings:
     """Draws different answers from the reference and ranks them as an annotator with Gumbel noise does.
 
     Args:
-      key: draws answers, noise and flips.
+      rng: draws answers, noise and flips.
       bandit: the answers with their rewards.
       sets: rankings of each prompt.
       candidates: answers in a ranking.
@@ -139,29 +142,26 @@ def draw_rankings(
       Rankings `[prompts, sets, candidates]`, each of weight 1.
     """
     shape = (bandit.rewards.shape[0], sets)
-    num_answers = bandit.rewards.shape[1]
-    uniform = jax.random.uniform(key, (*shape, num_answers + candidates + 1), minval=1e-20)
-    which, noise = -jnp.log(-jnp.log(uniform[..., :num_answers])), -jnp.log(-jnp.log(uniform[..., num_answers:-1]))
 
-    def of(values: Array, indices: Array) -> Array:
-        return jnp.take_along_axis(values[:, None, :], indices, axis=-1)
+    def of(values: Arrays, indices: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(values[:, None, :], indices, axis=-1)
 
     # The largest perturbed log-probabilities are a draw without replacement; the order of perturbed rewards a ranking.
-    perturbed = bandit.reference[:, None] + which
-    chosen = jax.lax.top_k(jnp.where(bandit.seen[:, None], perturbed, -jnp.inf), candidates)[1]
+    perturbed = bandit.reference[:, None] + rng.gumbel(size=(*shape, bandit.rewards.shape[1]))
+    chosen = np.argsort(-np.where(bandit.seen[:, None], perturbed, -np.inf), axis=-1)[..., :candidates]
     utilities = of(bandit.rewards + length_bias * standardised(bandit.lengths), chosen)
-    order = jnp.argsort(-(utilities + noise), axis=-1)
-    ranked = jnp.take_along_axis(chosen, order, axis=-1)
-    flipped = uniform[..., -1:] < flip_rate
-    return Rankings(jnp.where(flipped, ranked[..., ::-1], ranked), of(bandit.rewards, ranked), jnp.ones(shape))
+    order = np.argsort(-(utilities + rng.gumbel(size=chosen.shape)), axis=-1)
+    ranked = np.take_along_axis(chosen, order, axis=-1)
+    flipped = rng.random((*shape, 1)) < flip_rate
+    return Rankings(np.where(flipped, ranked[..., ::-1], ranked), of(bandit.rewards, ranked), np.ones(shape))
 
 
 def all_rankings(
     bandit: Bandit,
     *,
     candidates: int = 2,
-    flip_rate: float | Float[Array, ""] = 0.0,
-    sharpness: float | Float[Array, ""] = 1.0,
+    flip_rate: float = 0.0,
+    sharpness: float = 1.0,
 ) -> Rankings:
     """Every ranking of different answers with its probability, all sets of seen answers being equally frequent.
 
@@ -178,36 +178,36 @@ def all_rankings(
     answers = np.array(permutations)
     backwards = np.array([permutations.index(ranking[::-1]) for ranking in permutations])
     ratings = bandit.rewards[:, answers]
-    decided = jnp.isinf(sharpness)
-    scores = jnp.where(decided, 0.0, sharpness) * ratings
-    left = jax.lax.cumlogsumexp(scores, axis=scores.ndim - 1, reverse=True)
-    in_order = jnp.all(ratings[..., :-1] > ratings[..., 1:], axis=-1)
-    weights = jnp.where(decided, in_order, jnp.exp(jnp.sum(scores - left, axis=-1)))
+    if math.isinf(sharpness):
+        weights = np.all(ratings[..., :-1] > ratings[..., 1:], axis=-1).astype(float)
+    else:
+        scores = sharpness * ratings
+        left = np.logaddexp.accumulate(scores[..., ::-1], axis=-1)[..., ::-1]
+        weights = np.exp(np.sum(scores - left, axis=-1))
     weights = (1 - flip_rate) * weights + flip_rate * weights[:, backwards]
-    weights = weights * jnp.all(bandit.seen[:, answers], axis=-1)
-    weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
-    return Rankings(jnp.broadcast_to(answers, ratings.shape), ratings, weights)
+    weights = weights * np.all(bandit.seen[:, answers], axis=-1)
+    return Rankings(np.broadcast_to(answers, ratings.shape), ratings, weights / weights.sum(axis=-1, keepdims=True))
 
 
 def expectation(
-    policy: Float[Array, "*lanes prompts answers"], values: Float[Array, "*#lanes prompts answers"]
+    policy: Float[Arrays, "*lanes prompts answers"], values: Float[Arrays, "*#lanes prompts answers"]
 ) -> Array:
     """The mean of `values` under a policy, given by its log-probabilities, over answers and prompts: `[*lanes]`."""
     return jnp.mean(jnp.sum(jnp.exp(policy) * values, axis=-1), axis=-1)
 
 
 def divergence(
-    policy: Float[Array, "*lanes prompts answers"], reference: Float[Array, "*#lanes prompts answers"]
+    policy: Float[Arrays, "*lanes prompts answers"], reference: Float[Arrays, "*#lanes prompts answers"]
 ) -> Array:
     r"""The mean over prompts of :math:`KL(\pi \| \pi_{ref})`, from log-probabilities: `[*lanes]`."""
     return expectation(policy, policy - reference)
 
 
-def optimum(bandit: Bandit, beta: float) -> Float[Array, "prompts answers"]:
+def optimum(bandit: Bandit, beta: float | Array) -> Float[Array, "prompts answers"]:
     r"""The log-probabilities of :math:`\pi^* \propto \pi_{ref}\, e^{r / \beta}`."""
     return jax.nn.log_softmax(bandit.reference + bandit.rewards / beta)
 
 
-def regret(policy: Float[Array, "*lanes prompts answers"], bandit: Bandit, beta: float) -> Array:
+def regret(policy: Float[Arrays, "*lanes prompts answers"], bandit: Bandit, beta: float) -> Array:
     r"""What :math:`E_\pi[r] - \beta\, KL(\pi \| \pi_{ref})` lacks to its maximum: :math:`\beta\, KL(\pi \| \pi^*)`."""
     return beta * divergence(policy, optimum(bandit, beta))

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from experiments import harness
-from experiments.envs.preference_bandit import Bandit, Rankings
+from experiments.envs.preference_bandit import Arrays, Bandit, Rankings
 from reweight import reduce
 from reweight.train import LossOutput, init_state, make_step
 
@@ -24,39 +25,29 @@ Tree = Any  # a pytree of arrays
 
 
 class View(NamedTuple):
-    """Rankings of the answers of some prompts as one policy sees them: what a loss is computed from.
+    """Rankings as one policy sees them: what a loss is computed from. Functions compute what few losses look at.
 
     Attributes:
       policy: log-probabilities of the ranked answers, the best answer first.
       reference: those under the reference.
       lengths: of the ranked answers, in tokens.
       ratings: of the ranked answers.
-      log_policy: log-probabilities of all answers of the prompts.
-      log_reference: those under the reference.
-      ranked: which answers were ranked, one-hot; the rows of the other attributes are these sets, prompt by prompt.
       counted: which rows have any weight.
       flip_rate: how often a ranking is reversed; known to the methods that ask for it.
+      mismatched: log-probabilities of the answers to another prompt, under policy and reference.
+      divergence: of the policy from the reference, for the prompt of each row.
+      sum_squares: the sum of the squared probabilities of all answers to the prompt of each row.
     """
 
     policy: Float[Array, "rows candidates"]
     reference: Float[Array, "rows candidates"]
     lengths: Float[Array, "rows candidates"]
     ratings: Float[Array, "rows candidates"]
-    log_policy: Float[Array, "prompts answers"]
-    log_reference: Float[Array, "prompts answers"]
-    ranked: Float[Array, "prompts sets candidates answers"]
     counted: Bool[Array, " rows"]
-    flip_rate: Float[Array, ""]
-
-    def repeated(self, values: Float[Array, " prompts"]) -> Float[Array, " rows"]:
-        """A value a prompt, repeated for each of its rankings."""
-        return jnp.repeat(values, self.ranked.shape[1])
-
-    @property
-    def mismatched(self) -> tuple[Float[Array, "rows candidates"], Float[Array, "rows candidates"]]:
-        """Log-probabilities of the answers that were ranked for the prompt before, under policy and reference."""
-        other = jnp.roll(self.ranked, 1, axis=0)
-        return _candidates(other, self.log_policy), _candidates(other, self.log_reference)
+    flip_rate: Float[Array, ""] | float
+    mismatched: Callable[[], tuple[Float[Array, "rows candidates"], Float[Array, "rows candidates"]]]
+    divergence: Callable[[], Float[Array, " rows"]]
+    sum_squares: Callable[[], Float[Array, " rows"]]
 
 
 class Method(NamedTuple):
@@ -85,23 +76,25 @@ def _candidates(
     return picked.reshape(-1, picked.shape[-1])
 
 
-def bandit_arrays(bandit: Bandit, rankings: Rankings, flip_rate: float = 0.0) -> dict[str, Array]:
+def bandit_arrays(bandit: Bandit, rankings: Rankings, flip_rate: float = 0.0) -> dict[str, np.ndarray]:
     """The data set of a bandit: what `learn` reads, a row a prompt."""
-    return {
+    prompts, answers = bandit.rewards.shape
+    arrays = {
         "features": bandit.features,
         "reference": bandit.reference,
         "lengths": bandit.lengths,
-        "ranked": jax.nn.one_hot(rankings.answers, bandit.rewards.shape[1]),
+        "ranked": np.asarray(rankings.answers)[..., None] == np.arange(answers),
         "ratings": rankings.ratings,
         "weights": rankings.weights,
-        "flip_rate": jnp.full(bandit.rewards.shape[:1], flip_rate),
+        "flip_rate": np.full(prompts, flip_rate),
     }
+    return {name: np.asarray(x, np.float32) for name, x in arrays.items()}
 
 
 def policies(
     params: Float[Array, "*lanes features"],
-    features: Float[Array, "prompts answers features"],
-    reference: Float[Array, "prompts answers"],
+    features: Float[Arrays, "prompts answers features"],
+    reference: Float[Arrays, "prompts answers"],
 ) -> Float[Array, "*lanes prompts answers"]:
     r"""The log-probabilities of log-linear policies, :math:`\pi \propto \pi_{ref}\, e^{\phi^T \theta}`."""
     return jax.nn.log_softmax(reference + jnp.einsum("...d,pad->...pa", params, features))
@@ -154,16 +147,18 @@ def learn(
             policy: Array, log_policy: Array, data: Mapping[str, Array], knob: Array, state: Tree, loss: Any
         ) -> Any:
             ranked, log_reference = data["ranked"], data["reference"]
+            log_ratio, sets = log_policy - log_reference, ranked.shape[1]
+            before = jnp.roll(ranked, 1, axis=0)
             view = View(
                 policy=policy,
                 reference=_candidates(ranked, log_reference),
                 lengths=_candidates(ranked, data["lengths"]),
                 ratings=data["ratings"].reshape(policy.shape),
-                log_policy=log_policy,
-                log_reference=log_reference,
-                ranked=ranked,
                 counted=data["weights"].ravel() > 0,
                 flip_rate=data["flip_rate"][0],
+                mismatched=lambda: (_candidates(before, log_policy), _candidates(before, log_reference)),
+                divergence=lambda: jnp.repeat(jnp.sum(jnp.exp(log_policy) * log_ratio, axis=-1), sets),
+                sum_squares=lambda: jnp.repeat(jnp.sum(jnp.exp(2 * log_policy), axis=-1), sets),
             )
             return loss(view, knob, state)
 

@@ -26,7 +26,7 @@ MEAN_BETAS = tuple(5 * beta for beta in BETAS)
 FALLING = BETAS[::-1]
 WEIGHTS = (0.1, 0.5, 2.0, 10.0)
 
-Knob = Float[Array, ""]
+Knob = Any  # a traced scalar
 Losses = Float[Array, " rows"]
 
 
@@ -82,15 +82,19 @@ def _pair_signals(view: View) -> dict[str, Array]:
 
 
 def _judged_signals(view: View) -> dict[str, Array]:
-    """Chosen and rejected answers one below the other, with the answers to another prompt."""
-    mismatched = zip(("policy_mismatched", "reference_mismatched"), view.mismatched, strict=True)
+    """Chosen and rejected answers one below the other."""
     return {
         "policy": view.policy.T.ravel(),
         "reference": view.reference.T.ravel(),
         "desirable": jnp.arange(2 * len(view.policy)) < len(view.policy),
         "mask": jnp.tile(view.counted, 2),
-        **{name: value.T.ravel() for name, value in mismatched},
     }
+
+
+def _kto_signals(view: View) -> dict[str, Array]:
+    policy, reference = view.mismatched()
+    mismatched = {"policy_mismatched": policy.T.ravel(), "reference_mismatched": reference.T.ravel()}
+    return _judged_signals(view) | mismatched
 
 
 def _add_sides(losses: Losses) -> Losses:
@@ -100,8 +104,7 @@ def _add_sides(losses: Losses) -> Losses:
 
 def _sft(view: View, beta: Knob) -> Losses:
     """The likelihood of the chosen answer, with the divergence from the reference as a penalty."""
-    divergence = jnp.sum(jnp.exp(view.log_policy) * (view.log_policy - view.log_reference), axis=-1)
-    return -view.policy[:, 0] + beta * view.repeated(divergence)
+    return -view.policy[:, 0] + beta * view.divergence()
 
 
 def _apo_zero_unpaired(view: View, beta: Knob) -> Losses:
@@ -125,10 +128,10 @@ def _ld_dpo(view: View, beta: Knob) -> Losses:
 def _wpo(view: View, beta: Knob) -> Losses:
     """Of a policy over answers, an answer is a token."""
     chosen, rejected = view.policy.T[..., None]
-    squares = view.repeated(jnp.sum(jnp.exp(2 * view.log_policy), axis=-1))[:, None]
+    squares = view.sum_squares()[:, None]
     mask = jnp.ones_like(squares)
-    pairs = _pairs(view)
-    return weights.wpo_weights(chosen, rejected, squares, squares, mask, mask) * preference.dpo(*pairs[:4], beta=beta)
+    importance = weights.wpo_weights(chosen, rejected, squares, squares, mask, mask)
+    return importance * preference.pair_loss("dpo", _pairs(view), beta=beta)
 
 
 def _rewards(view: View, beta: Knob) -> Float[Array, "rows candidates"]:
@@ -190,7 +193,7 @@ METHODS: Mapping[str, Mapping[str, Method]] = {
         "nca_pair": _of_pairs("NCA, pairs", "nca_pair"),
         "bco_pair": _of_pairs("BCO, no shift", "bco_pair"),
         "bco": _of_batches("BCO", preference.stream_bco, _judged_signals, _add_sides),
-        "kto": _of_batches("KTO", preference.batch_kto, _judged_signals, _add_sides),
+        "kto": _of_batches("KTO", preference.batch_kto, _kto_signals, _add_sides),
         "apo_zero": _of_pairs("APO-zero", "apo_zero"),
         "apo_zero_unpaired": _plain("APO-zero, unpaired", _apo_zero_unpaired),
         "apo_down": _of_pairs("APO-down", "apo_down"),

@@ -1,6 +1,7 @@
 """All seeds of a method side by side on the device, with metrics on disk and checkpoints to go on from."""
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,6 +30,8 @@ def train_seeds(
     stacked_arrays: bool = False,
     every: int = 10,
     chunks: int = 2,
+    eval_fn: Callable[[TrainState], dict[str, Array]] | None = None,
+    eval_every: int | None = None,
 ) -> tuple[TrainState, dict[str, np.ndarray]]:
     """`run_on_device` for stacked seeds, gone on with from where the run in `context.path` was interrupted.
 
@@ -48,16 +51,20 @@ def train_seeds(
       stacked_arrays: see `run_on_device`.
       every: steps between two records of the metrics; one more is made after the last step.
       chunks: into how many pieces the run is cut.
+      eval_fn: named arrays to be measured of the state of a seed now and then; see `run_on_device`.
+      eval_every: steps between two of them.
 
     Returns:
-      The last states, and the metrics of all steps `[seeds, steps]`.
+      The last states, and the metrics of all steps `[seeds, steps]`, with what `eval_fn` measured `[seeds, evals, ...]`
+      beside them.
     """
     chunk = -(-num_steps // chunks)
     options: dict[str, Any] = {"batch_size": batch_size, "num_steps": num_steps, "stacked_arrays": stacked_arrays}
+    options |= {"eval_fn": eval_fn, "eval_every": eval_every}
     if context.path is None:
         run = run_on_device(step, state, arrays, keys, **options)
         context.tick(method, num_steps)
-        return run.state, jax.device_get(run.metrics)
+        return run.state, jax.device_get(run.metrics | (run.evals or {}))
 
     jsonl = JsonlWriter(context.path / "metrics" / f"{method}.jsonl")
     tensorboard = TensorBoardWriter(context.path / "tensorboard" / method)
@@ -86,6 +93,7 @@ def train_seeds(
                     values = {f"train/{name}": x[:, at - first] for name, x in new.items()}
                     jsonl.write(at, values)
                     tensorboard.write(at, {name: x.mean() for name, x in values.items()})
+            new |= jax.device_get(run.evals or {})
             past = {name: np.concatenate([past[name], x], axis=1) if past else x for name, x in new.items()}
             tensorboard.position()
             checkpointer.save(number, run.state, data=_packed(past), writers=jsonl.position())

@@ -12,7 +12,7 @@ from scipy import optimize, special, stats
 from experiments.envs import preference_bandit as env
 
 BETA = 0.7
-BANDIT = env.make_bandit(jax.random.key(3), prompts=6, answers=5, features=4)
+BANDIT = env.make_bandit(np.random.default_rng(3), prompts=6, answers=5, features=4)
 
 
 def test_rewards_are_linear_in_the_features_and_blind_to_length():
@@ -97,7 +97,7 @@ def test_flips_reverse_and_infinite_sharpness_decides():
 
 def test_drawn_pairs_are_those_of_the_list():
     bandit = env.Bandit(*(x[:1] for x in BANDIT))
-    drawn = env.draw_rankings(jax.random.key(1), bandit, sets=40_000, flip_rate=0.2)
+    drawn = env.draw_rankings(np.random.default_rng(1), bandit, sets=40_000, flip_rate=0.2)
     reference = np.exp(np.asarray(bandit.reference[0], np.float64))
     rewards = np.asarray(bandit.rewards[0], np.float64)
     expected, observed = [], []
@@ -110,24 +110,24 @@ def test_drawn_pairs_are_those_of_the_list():
 
 
 def test_drawn_sets_hold_different_answers_with_their_ratings_and_reversed_ones_the_ratings_of_the_reverse():
-    drawn = env.draw_rankings(jax.random.key(2), BANDIT, sets=50, candidates=4)
+    drawn = env.draw_rankings(np.random.default_rng(2), BANDIT, sets=50, candidates=4)
     answers = np.asarray(drawn.answers)
     assert all(len(set(ranking)) == 4 for ranking in answers.reshape(-1, 4))
     np.testing.assert_array_equal(drawn.ratings, np.take_along_axis(np.asarray(BANDIT.rewards)[:, None], answers, -1))
-    reversed_ = env.draw_rankings(jax.random.key(2), BANDIT, sets=50, candidates=4, flip_rate=1.0)
+    reversed_ = env.draw_rankings(np.random.default_rng(2), BANDIT, sets=50, candidates=4, flip_rate=1.0)
     np.testing.assert_array_equal(reversed_.answers, answers[..., ::-1])
     np.testing.assert_array_equal(reversed_.ratings, drawn.ratings)
 
 
 def test_a_biased_annotator_prefers_the_longer_answer():
-    drawn = env.draw_rankings(jax.random.key(4), BANDIT, sets=200, length_bias=100.0)
+    drawn = env.draw_rankings(np.random.default_rng(4), BANDIT, sets=200, length_bias=100.0)
     lengths = np.take_along_axis(np.asarray(BANDIT.lengths)[:, None], np.asarray(drawn.answers), -1)
     assert np.all(lengths[..., 0] >= lengths[..., 1])
 
 
 def test_without_coverage_the_last_answers_are_never_shown():
-    bandit = env.make_bandit(jax.random.key(3), prompts=6, answers=5, features=4, coverage=False)
-    assert env.draw_rankings(jax.random.key(0), bandit, sets=100).answers.max() == 2
+    bandit = env.make_bandit(np.random.default_rng(3), prompts=6, answers=5, features=4, coverage=False)
+    assert env.draw_rankings(np.random.default_rng(0), bandit, sets=100).answers.max() == 2
     listed = env.all_rankings(bandit)
     assert np.asarray(listed.weights)[np.any(np.asarray(listed.answers) > 2, axis=-1)].max() == 0
     np.testing.assert_array_equal(bandit.rewards[:, 3:], -2)
@@ -137,4 +137,4 @@ def test_without_coverage_the_last_answers_are_never_shown():
 @pytest.mark.parametrize(("name", "value"), [("prompts", 0), ("answers", 3), ("features", 1.5)])
 def test_a_bandit_that_is_too_small_is_refused(name, value):
     with pytest.raises(ValueError, match=f"`{name}` is {value}"):
-        env.make_bandit(jax.random.key(0), **{name: value})
+        env.make_bandit(np.random.default_rng(0), **{name: value})
