@@ -1,0 +1,349 @@
+"""Does training through token statistics give the same curve as through logits, and what does it save?
+
+A small decoder learns to write reviews from a grammar whose probabilities are known, over a vocabulary of which they
+use a few symbols. Its loss comes from the logits, or from `tokens.token_statistics`, which takes the vocabulary in
+chunks and never holds them. How far apart two such curves may be is seen on two controls: logits whose rows are added
+up in another order, where only the rounding differs, and logits in bfloat16. Beside it, for the gradient of the loss to
+the hidden states and the output kernel: the temporary memory that the compiler plans, over sizes of vocabulary and
+batch, and the time of one size. That two curves are equal is no claim that one is better, so the largest relative
+difference to the curve of the logits is a metric, to be read next to the controls'.
+
+Memory is the compiler's plan and the same for every seed. Times are of the machine at hand, and no two runs have the
+same ones.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator
+
+from experiments import harness
+from experiments.harness import figures, language
+from reweight import _checks, tokens
+from reweight.data import sequences
+
+__all__ = ["CLAIMS", "METHODS", "METRICS", "Config", "draw", "run"]
+
+TASK = sequences.Sentiment(max_clauses=3)
+SHAPE: Mapping[str, Any] = {"d_model": 64, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "d_ff": 128}
+PIECES = 8
+
+Hidden = Float[Array, "rows features"]
+Kernel = Float[Array, "vocabulary features"]
+Targets = Int[Array, " rows"]
+LogProbs = Float[Array, " rows"]
+
+
+def _from_logits(hidden: Hidden, kernel: Kernel, targets: Targets, chunk: int | None = None) -> LogProbs:
+    del chunk
+    log_probs = jax.nn.log_softmax((hidden @ kernel.T).astype(jnp.float32))
+    return jnp.take_along_axis(log_probs, targets[:, None], axis=1)[:, 0]
+
+
+def _in_another_order(hidden: Hidden, kernel: Kernel, targets: Targets, chunk: int | None = None) -> LogProbs:
+    return _from_logits(hidden[::-1], kernel, targets[::-1], chunk)[::-1]
+
+
+def _in_bfloat16(hidden: Hidden, kernel: Kernel, targets: Targets, chunk: int | None = None) -> LogProbs:
+    return _from_logits(hidden.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), targets, chunk)
+
+
+def _by_rows(hidden: Hidden, kernel: Kernel, targets: Targets, chunk: int | None = None) -> LogProbs:
+    """The logits of an eighth of the rows at a time, computed again in the backward pass."""
+
+    @jax.checkpoint
+    def piece(rows: tuple[Array, Array]) -> LogProbs:
+        return _from_logits(rows[0], kernel, rows[1], chunk)
+
+    pieces = (hidden.reshape(PIECES, -1, hidden.shape[1]), targets.reshape(PIECES, -1))
+    return jax.lax.map(piece, pieces).ravel()
+
+
+def _from_statistics(hidden: Hidden, kernel: Kernel, targets: Targets, chunk: int | None = None) -> LogProbs:
+    found = tokens.token_statistics(hidden, kernel, targets, kernel_layout="VD", vocab_chunk=chunk)
+    assert found.log_probs is not None
+    return found.log_probs
+
+
+class Method(NamedTuple):
+    """The name in figures, how log-probabilities come from hidden states, and where the method takes part.
+
+    A control of the curve is only trained, and what only saves memory is only measured.
+    """
+
+    label: str
+    log_probs: Callable[[Hidden, Kernel, Targets, int | None], LogProbs]
+    trained: bool = True
+    measured: bool = True
+
+
+METHODS: dict[str, Method] = {
+    "logits": Method("logits", _from_logits),
+    "reordered": Method("logits, rows in another order", _in_another_order, measured=False),
+    "bfloat16": Method("logits in bfloat16", _in_bfloat16, measured=False),
+    "rows": Method(f"logits, rows in {PIECES} pieces", _by_rows, trained=False),
+    "statistics": Method("token statistics", _from_statistics),
+}
+
+METRICS = (
+    harness.Metric(
+        "curve_difference", "largest difference to the curve of logits", None, percent=True, digits=4, table="training"
+    ),
+    harness.Metric("divergence", "divergence from the grammar, nats a review", "lower", digits=3, table="training"),
+    harness.Metric("memory", "temporary memory, MiB", "lower", digits=0, table="gradient of the loss"),
+    harness.Metric("milliseconds", "time, ms", "lower", digits=0, table="gradient of the loss"),
+)  # fmt: skip
+
+_claim = functools.partial(harness.Claim, "Wijmans et al. 2024, arXiv 2411.09009", direction="lower")
+CLAIMS = (
+    _claim("statistics", "logits", "memory"),
+    _claim("statistics", "rows", "memory"),
+    _claim("statistics", "bfloat16", "curve_difference"),
+    _claim("statistics", "rows", "milliseconds"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(harness.Config):
+    """The options of the experiment."""
+
+    table: ClassVar[tuple[str, ...]] = tuple(METHODS)
+
+    seeds: int = 5
+    """How many seeds: they are 0, 1, 2, …, the same ones for every method."""
+    steps: int = 150
+    """Training steps."""
+    batch_size: int = 32
+    """Rows a step."""
+    learning_rate: float = 3e-3
+    """The learning rate at the start, after a short warm-up; it falls to 0 along a cosine."""
+    vocabulary: int = 512
+    """The vocabulary in training."""
+    chunk: int = 128
+    """Columns of the vocabulary that token statistics take at a time in training."""
+    tokens: int = 8192
+    """Tokens of the gradient whose memory is planned."""
+    features: int = 256
+    """Width of its hidden states."""
+    vocabularies: tuple[int, ...] = (2048, 8192, 32_768, 131_072)
+    """Its vocabularies; the last one is that of the table."""
+    timed_tokens: int = 512
+    """Tokens of the gradient that is timed."""
+    timed_vocabulary: int = 16_384
+    """Its vocabulary."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low = functools.partial(_checks.number, "experiments.Config", integer=True)
+        for name in ("steps", "batch_size", "chunk", "features", "timed_vocabulary"):
+            low(name, getattr(self, name), low=1)
+        low("vocabulary", self.vocabulary, low=TASK.vocab_size)
+        if not self.vocabularies:
+            _checks.fail("experiments.Config", "vocabularies", "empty", "at least one")
+        for size in self.vocabularies:
+            low("vocabularies", size, low=1)
+        for name in ("tokens", "timed_tokens"):
+            low(name, getattr(self, name), low=1)
+            if getattr(self, name) % PIECES:
+                _checks.fail("experiments.Config", name, repr(getattr(self, name)), f"a multiple of {PIECES}")
+        _checks.number("experiments.Config", "learning_rate", self.learning_rate, low=0, open_low=True, open_high=True)
+
+    @classmethod
+    def smoke(cls) -> Self:
+        """Two seeds, the two methods of the question, a few steps and small sizes."""
+        return cls(
+            seeds=2, methods=("logits", "statistics"), steps=20, vocabulary=64, chunk=16, tokens=256, features=16,
+            vocabularies=(256, 1024), timed_tokens=64, timed_vocabulary=256,
+        )  # fmt: skip
+
+    @property
+    def token_counts(self) -> tuple[int, ...]:
+        """Tokens of the gradients whose memory is planned with the last vocabulary but one."""
+        return tuple(self.tokens * factor // 8 // PIECES * PIECES or PIECES for factor in (1, 2, 4, 8))
+
+
+def _gradient(name: str) -> Any:
+    """The loss and its gradient to hidden states and kernel, to be compiled."""
+
+    def loss(hidden: Hidden, kernel: Kernel, targets: Targets) -> Float[Array, ""]:
+        return -jnp.mean(METHODS[name].log_probs(hidden, kernel, targets, None))
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+
+
+def _memory(name: str, rows: int, vocabulary: int, features: int) -> float:
+    """MiB of temporary memory that the compiler plans for a gradient, beyond its arguments and results."""
+    shapes = (
+        jax.ShapeDtypeStruct((rows, features), jnp.float32),
+        jax.ShapeDtypeStruct((vocabulary, features), jnp.float32),
+        jax.ShapeDtypeStruct((rows,), jnp.int32),
+    )
+    return _gradient(name).lower(*shapes).compile().memory_analysis().temp_size_in_bytes / 2**20
+
+
+def _times(names: tuple[str, ...], config: Config) -> dict[str, np.ndarray]:
+    """Milliseconds of the gradient by method, one for each seed's inputs; the methods take turns."""
+
+    def inputs(key: PRNGKeyArray) -> tuple[Hidden, Kernel, Targets]:
+        hidden_key, kernel_key, target_key = jax.random.split(key, 3)
+        hidden = jax.random.normal(hidden_key, (config.timed_tokens, config.features))
+        kernel = jax.random.normal(kernel_key, (config.timed_vocabulary, config.features)) / config.features**0.5
+        return hidden, kernel, jax.random.randint(target_key, hidden.shape[:1], 0, config.timed_vocabulary)
+
+    gradients = {name: _gradient(name) for name in names}
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    for seed in range(-1, config.seeds):  # the first round compiles
+        arrays = jax.block_until_ready(inputs(jax.random.key(max(seed, 0))))
+        for name in names:
+            start = time.perf_counter()
+            jax.block_until_ready(gradients[name](*arrays))
+            taken[name].append(1000 * (time.perf_counter() - start))
+    return {name: np.array(seconds[1:]) for name, seconds in taken.items()}
+
+
+def _train(name: str, config: Config, context: harness.Context) -> language.Trained:
+    method = METHODS[name]
+
+    def log_probs(model: Any, params: Any, hidden: Array, targets: Array, mask: Array) -> Array:
+        del mask  # the reduction leaves out what is no answer
+        kernel, _ = model.kernel(params)
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        return method.log_probs(rows, kernel, targets.ravel(), config.chunk).reshape(targets.shape)
+
+    schedule = optax.warmup_cosine_decay_schedule(0, config.learning_rate, config.steps // 10, config.steps)
+    training = language.LanguageTraining(
+        config=language.decoder_for(TASK, vocab_size=config.vocabulary, **SHAPE),
+        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule)),
+        steps=config.steps,
+        batch_size=config.batch_size,
+        examples=max(4096, config.batch_size),
+        log_probs=log_probs,
+    )
+    every = max(1, config.steps // 50)
+    return language.train_language(
+        name, TASK, training, seeds=config.seeds, mesh=config.mesh, context=context, every=every
+    )
+
+
+def _divergence(trained: language.Trained) -> np.ndarray:
+    """The Kullback-Leibler divergence of every seed's model from the grammar, over reviews that the grammar draws."""
+    batch = TASK.sample(jax.random.fold_in(jax.random.key(0), 2**31), 2048)
+    at = TASK.prompt_length
+    known = TASK.scores(batch.tokens[:, :at], batch.tokens[:, at:], batch.response_mask[:, at:]).log_prob
+    return np.mean(np.asarray(known) - language.answer_log_probs(trained, batch), axis=1)
+
+
+def run(config: Config, context: harness.Context | None = None) -> harness.Results:
+    """Trains every method that is trained, then plans the memory and takes the time of those that are measured."""
+    context = harness.Context() if context is None else context
+    values: dict[str, dict[str, np.ndarray]] = {name: {} for name in config.chosen}
+    curves: dict[str, np.ndarray] = {}
+    trained = [name for name in config.chosen if METHODS[name].trained]
+    measured = tuple(name for name in config.chosen if METHODS[name].measured)
+    with context.bar(len(trained) * config.steps) as inner:
+        for name in trained:
+            outcome = _train(name, config, inner)
+            loss = outcome.metrics["loss"].astype(np.float64)
+            curves[f"loss/{name}"] = loss
+            values[name]["divergence"] = _divergence(outcome)
+            if "loss/logits" in curves:
+                curves[f"difference/{name}"] = np.abs(loss / curves["loss/logits"] - 1)
+                values[name]["curve_difference"] = curves[f"difference/{name}"].max(axis=1)
+    curves["vocabularies"], curves["token_counts"] = np.array(config.vocabularies), np.array(config.token_counts)
+    fixed = config.vocabularies[-2:][0]
+    for name in measured:
+        over_vocabulary = [_memory(name, config.tokens, size, config.features) for size in config.vocabularies]
+        curves[f"memory_by_vocabulary/{name}"] = np.array(over_vocabulary)
+        over_tokens = [_memory(name, rows, fixed, config.features) for rows in config.token_counts]
+        curves[f"memory_by_tokens/{name}"] = np.array(over_tokens)
+        values[name]["memory"] = np.full(config.seeds, over_vocabulary[-1])
+    for name, taken in _times(measured, config).items():
+        values[name]["milliseconds"] = taken
+    return harness.Results(
+        experiment="token_memory",
+        question=(__doc__ or "").splitlines()[0],
+        config=dataclasses.asdict(config),
+        metrics=METRICS,
+        values=values,
+        claims=CLAIMS,
+        curves=curves,
+        labels={name: method.label for name, method in METHODS.items()},
+    )
+
+
+def _lines(axes: Axes, results: harness.Results, quantity: str, sizes: np.ndarray) -> dict[str, Line2D]:
+    """Memory over sizes, a line a method."""
+    named = {}
+    for i, name in enumerate(METHODS):
+        memory = results.curves.get(f"{quantity}/{name}")
+        if memory is not None:
+            (line,) = axes.plot(sizes, memory, color=figures.PALETTE[i], marker=figures.MARKERS[i])
+            named[results.label(name)] = line
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.set_xticks(sizes, [_binary(size) for size in sizes])
+    axes.yaxis.set_major_locator(LogLocator(base=4))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda mib, _: f"{mib / 1024:g} GiB" if mib >= 1024 else f"{mib:g} MiB")
+    )
+    axes.minorticks_off()
+    return named
+
+
+def _binary(size: float) -> str:
+    return f"{size / 1024:g}k" if size >= 1024 else f"{size:g}"
+
+
+def draw(results: harness.Results) -> Figure:
+    """Above the curves and how far they are apart, below memory over vocabulary and tokens, and time."""
+    curves, config = results.curves, results.config
+    named: dict[str, Line2D] = {}
+    with figures.figure(9.6, 6.0) as drawn:
+        grid = drawn.add_gridspec(2, 6)
+        loss, difference = drawn.add_subplot(grid[0, :3]), drawn.add_subplot(grid[0, 3:])
+        by_vocabulary, by_tokens, taken = (drawn.add_subplot(grid[1, at : at + 2]) for at in (0, 2, 4))
+        at = np.arange(1, config["steps"] + 1)
+        for i, (name, color) in enumerate(zip(METHODS, figures.PALETTE, strict=False)):
+            label = results.label(name)
+            if f"loss/{name}" in curves:
+                # The curves lie on each other: the first one is drawn broad, the others in it.
+                line = figures.band(loss, at, curves[f"loss/{name}"], label=label, color=color)
+                line.set_linewidth(5 if i == 0 else 1.2)
+                line.set_alpha(0.35 if i == 0 else 1)
+                named[label] = line
+            if i > 0 and f"difference/{name}" in curves:
+                figures.band(difference, at, curves[f"difference/{name}"], label=label, color=color, log=True)
+            if "milliseconds" in results.values.get(name, {}):
+                mean, low, high = results.interval(name, "milliseconds")
+                taken.errorbar(
+                    mean, label, xerr=[[mean - low], [high - mean]],
+                    color=color, marker=figures.MARKERS[i], capsize=2.5,
+                )  # fmt: skip
+        loss.set(title="Loss in training", xlabel="step", ylabel="nats a token")
+        difference.set_yscale("log")
+        difference.set(title="Difference to the curve of logits", xlabel="step", ylabel="relative difference")
+        sizes = f"{_binary(config['tokens'])} tokens", f"vocabulary {_binary(config['vocabularies'][-2:][0])}"
+        named |= _lines(by_vocabulary, results, "memory_by_vocabulary", curves["vocabularies"])
+        by_vocabulary.set(title=f"Memory of the gradient, {sizes[0]}", xlabel="vocabulary")
+        _lines(by_tokens, results, "memory_by_tokens", curves["token_counts"])
+        by_tokens.set(title=f"Memory, {sizes[1]}", xlabel="tokens")
+        taken.set_xlim(0, None)
+        taken.invert_yaxis()
+        taken.set(title="Time of the gradient", xlabel="milliseconds")
+        drawn.legend(named.values(), named, loc="outside lower center", ncols=len(METHODS))
+    return drawn
+
+
+if __name__ == "__main__":
+    harness.main("token_memory", config=Config, run=run, draw=draw)
