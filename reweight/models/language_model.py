@@ -121,8 +121,9 @@ def language_model(config: DecoderConfig, *, key: PRNGKeyArray) -> LanguageModel
     """A decoder in functional form, with its initial parameters.
 
         model = models.language_model(models.DECODERS["0.2M"], key=jax.random.key(0))
-        hidden, _ = model.apply(model.params, tokens)
-        log_probs = tokens.token_statistics(hidden, *model.kernel(model.params), ...)
+        hidden, _ = model.apply(model.params, ids)
+        kernel, layout = model.kernel(model.params)
+        found = tokens.token_statistics(hidden[:, :-1], kernel, ids[:, 1:], kernel_layout=layout)
 
     Initial parameters for many seeds are `jax.vmap(lambda key: models.language_model(config, key=key))(keys).params`.
     Large ones are made where they belong:
@@ -150,7 +151,8 @@ def language_model(config: DecoderConfig, *, key: PRNGKeyArray) -> LanguageModel
 def decoder_sharding_rules(*, model: str | None = "model", data: str | None = None) -> list[tuple[str, PartitionSpec]]:
     """Rules for `parallel.tree_shardings` that cut a decoder's parameters, and what an optimizer keeps of them.
 
-    Heads, the feed-forward width and the vocabulary are cut over the axis `model`; norm scales are replicated.
+    Heads, the feed-forward width and the vocabulary are cut over the axis `model`; norm scales are replicated. Where
+    there are fewer heads of keys than devices along it, `indivisible="replicate"` leaves these whole.
 
     Args:
       model: the mesh axis for these. None does not cut them.

@@ -13,6 +13,7 @@ from conformance.probe import compiler_options
 from flax import nnx
 
 from reweight import models, optim, parallel
+from reweight.tokens import token_statistics
 
 # What is slow here is compiling.
 jit = functools.partial(jax.jit, compiler_options=compiler_options())
@@ -81,6 +82,16 @@ def test_hidden_states_logits_and_the_output_kernel_have_the_shapes_that_are_pro
     plain = hidden @ (kernel.T if layout == "VD" else kernel)
     cap = model.config.logit_cap
     close(logits, plain if cap is None else cap * jnp.tanh(plain / cap))
+
+
+def test_token_statistics_take_the_hidden_states_and_the_kernel(model, run):
+    ids = tokens_of(2, 7)
+    hidden = run(ids)
+    kernel, layout = model.kernel(model.params)
+    cap = model.config.logit_cap
+    found = token_statistics(hidden[:, :-1], kernel, ids[:, 1:], kernel_layout=layout, logit_cap=cap)
+    log_probs = jax.nn.log_softmax(model.logits(model.params, hidden))
+    close(found.log_probs, jnp.take_along_axis(log_probs[:, :-1], ids[:, 1:, None], -1)[..., 0])
 
 
 def test_parameters_are_float32_in_nested_dicts_with_the_layer_in_front():
