@@ -54,6 +54,13 @@ class Rows(NamedTuple):
         """The entry of the label's class."""
         return jnp.take_along_axis(values, self.labels[..., None], axis=-1)[..., 0]
 
+    def negative_log_probs(self, temperature: float | Float[Array, ""] = 1.0) -> Float[Array, "*batch"]:
+        """Cross-entropy of the scores divided by a temperature, in which probabilities near one keep their digits."""
+        ahead = (self.scores - self.of_label(self.scores)[..., None]) / temperature
+        # A class alone has no others; half of the least number is far enough, and may still be added to.
+        others = jnp.where(self.own, jnp.finfo(ahead.dtype).min / 2, ahead)
+        return jax.nn.softplus(jax.nn.logsumexp(others, axis=-1))
+
     def losses(self, values: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
         """The losses, 0 with zero gradient where the label is no class."""
         return jnp.where(self.known, values, 0)
