@@ -270,7 +270,7 @@ def beta_dpo(
         new = BetaDPOState(mean.astype(state.mean.dtype), std.astype(state.std.dtype), following)
         some = count > 0
         state = jax.tree.map(lambda new, old: jnp.where(some, new, old), new, state)
-        return BetaDPOStatistics(batch_beta, jnp.where(selected, count / size, 0)), state
+        return BetaDPOStatistics(batch_beta.astype(margin.dtype), jnp.where(selected, count / size, 0)), state
 
     def losses(statistics: BetaDPOStatistics, **signals: Any) -> Float[Array, " batch"]:
         rows, _ = _rows(function, signals, PAIRED)
