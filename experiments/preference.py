@@ -5,7 +5,8 @@ Every loss learns a log-linear policy from the same comparisons by a reference p
 labels flipped, without coverage (two bad answers of each prompt are never shown, and 10 % of the labels flipped), and
 by an annotator who likes length. Each runs over a knob from free to held at the reference: a frontier of reward against
 divergence. A table policy then learns from all comparisons with their exact probabilities: what is left of the gap to
-the optimum is the loss's own.
+the optimum is the loss's own. Last, a small language model learns from pairs of reviews that it wrote itself,
+and whose quality is known.
 """
 
 import dataclasses
@@ -17,11 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import harness
 from experiments.envs import preference_bandit as bandits
-from experiments.envs.preference_learning import Method, bandit_arrays, learn, policies
+from experiments.envs.preference_language import LanguageConfig, learn_language
+from experiments.envs.preference_learning import Method, bandit_arrays, learn, policies, within_budget
 from experiments.envs.preference_methods import BETAS, DEFAULT, METHODS, NOT_OF_SINGLE_PAIRS, RATED
 from experiments.harness import figures
 from reweight import _checks, parallel
@@ -30,6 +33,9 @@ __all__ = ["CLAIMS", "METRICS", "SETTINGS", "Config", "draw", "frontier", "run"]
 
 BETA = BETAS[DEFAULT]
 BUDGET = 0.5  # nats: where frontiers are compared
+LANGUAGE_BUDGET = 0.5  # nats a review
+# Losses of the language model, with their knob; beta where they have one.
+LANGUAGE = {"dpo": 0.1, "ipo": 0.1, "hinge": 0.1, "bco": 0.1, "simpo": 2.0, "orpo": 1.0}
 TABLE_PROMPTS = 2  # of the table policy, a parameter an answer
 
 
@@ -82,6 +88,11 @@ METRICS = (
         if name != "decided"
     ),
     harness.Metric("kl_decided", f"divergence: {POPULATION['decided'].label}", None, table="table policy"),
+    harness.Metric("language_reward", "quality gained", digits=3, table="language model"),
+    harness.Metric("language_kl", "divergence", None, table="language model"),
+    harness.Metric(
+        "language_within", f"quality gained within {LANGUAGE_BUDGET:g} nats", digits=3, table="language model"
+    ),
 )  # fmt: skip
 
 
@@ -105,20 +116,33 @@ class Config(harness.Config):
     """Steps of the table policy, each on all comparisons."""
     table_learning_rate: float = 0.3
     """Its learning rate at the start; it falls to 0 along a cosine."""
+    language_steps: int = 200
+    """Steps of the language model on its pairs."""
+    language_prompts: int = 1024
+    """Prompts of which it has a pair of reviews, and half as many on which it is evaluated."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         low = functools.partial(_checks.number, "experiments.Config", low=1, integer=True)
-        for name in ("pairs", "steps", "table_steps"):
+        for name in ("pairs", "steps", "table_steps", "language_steps"):
             low(name, getattr(self, name))
         low("prompts", self.prompts, low=2)
+        low("language_prompts", self.language_prompts, low=32)
         low("batch_size", self.batch_size, low=2, high=self.prompts)
         _checks.number("experiments.Config", "learning_rate", self.learning_rate, low=0, open_low=True, open_high=True)
 
     @classmethod
     def smoke(cls) -> Self:
         """Two seeds, four methods, a few steps."""
-        return cls(seeds=2, methods=("dpo", "ipo", "kto", "infonca"), prompts=20, steps=20, table_steps=20)
+        return cls(
+            seeds=2,
+            methods=("dpo", "ipo", "kto", "infonca"),
+            prompts=20,
+            steps=20,
+            table_steps=20,
+            language_steps=4,
+            language_prompts=32,
+        )
 
     @property
     def kinds(self) -> dict[str, dict[str, Method]]:
@@ -190,15 +214,18 @@ def _worlds(
 
 def _measured(params: Array, bandit: bandits.Bandit, ranked: Array) -> dict[str, Array]:
     """What the policies of one seed and setting reach, `[methods, knobs]`."""
-    learned = policies(params, bandit.features, bandit.reference)
-    changes = learned - bandit.reference
+    reference = bandit.reference
+    learned = policies(params, bandit.features, reference)
+    fitted = policies(within_budget(params, bandit.features, reference, BUDGET), bandit.features, reference)
+    gained = functools.partial(bandits.gain, reference=reference)
     chosen = ranked[:, :, 0]
     return {
-        "reward": bandits.expectation(learned, bandit.rewards) - bandits.expectation(bandit.reference, bandit.rewards),
-        "kl": bandits.divergence(learned, bandit.reference),
+        "reward": gained(learned, values=bandit.rewards),
+        "within": gained(fitted, values=bandit.rewards),
+        "kl": bandits.divergence(learned, reference),
         "gap": bandits.regret(learned, bandit, BETA),
-        "length": bandits.expectation(learned, bandit.lengths) - bandits.expectation(bandit.reference, bandit.lengths),
-        "chosen": jnp.einsum("pna,...pa->...", chosen, changes) / (chosen.shape[0] * chosen.shape[1]),
+        "length": gained(learned, values=bandit.lengths),
+        "chosen": jnp.einsum("pna,...pa->...", chosen, learned - reference) / (chosen.shape[0] * chosen.shape[1]),
     }
 
 
@@ -214,35 +241,33 @@ def _optima(worlds: bandits.Bandit) -> dict[str, Array]:
 
     def of_beta(bandit: bandits.Bandit, beta: Array) -> dict[str, Array]:
         best = bandits.optimum(bandit, beta)
-        gained = bandits.expectation(best, bandit.rewards) - bandits.expectation(bandit.reference, bandit.rewards)
+        gained = bandits.gain(best, bandit.rewards, bandit.reference)
         return {"reward": gained, "kl": bandits.divergence(best, bandit.reference)}
 
     betas = jnp.geomspace(0.05, 50, 40)
     return jax.vmap(jax.vmap(jax.vmap(of_beta, (None, 0)), (0, None)), (0, None))(worlds, betas)
 
 
-def frontier(kl: np.ndarray, reward: np.ndarray, budget: float = BUDGET) -> np.ndarray:
-    """The best reward gained within a budget of divergence, on the line through the points of the knobs.
+def frontier(kl: np.ndarray, reward: np.ndarray, budget: float) -> np.ndarray:
+    """The best reward gained within a budget of divergence on the way of the training.
 
-    The line starts at the reference, which gains nothing, and is straight in the root of the divergence, as the
-    optimum's is near the reference.
+    Between two evaluations the way is straight, and the first one is that of the reference.
 
     Args:
-      kl: divergences `[..., knobs]`.
-      reward: rewards gained `[..., knobs]`.
+      kl: divergences `[..., evaluations]`.
+      reward: rewards gained `[..., evaluations]`.
       budget: in nats.
 
     Returns:
       Rewards `[...]`.
     """
-    kl, reward = (np.concatenate([np.zeros((*np.shape(x)[:-1], 1)), x], axis=-1) for x in (kl, reward))
-    at = np.linspace(0, np.sqrt(budget), 101)
+    share = np.linspace(0, 1, 21)
 
-    def best(distance: np.ndarray, gained: np.ndarray) -> float:
-        order = np.argsort(distance)
-        return np.interp(at[at <= distance.max()], distance[order], gained[order]).max()
+    def way(x: np.ndarray) -> np.ndarray:
+        between = x[..., :-1, None] * (1 - share) + x[..., 1:, None] * share
+        return between.reshape(*between.shape[:-2], -1)
 
-    return np.vectorize(best, signature="(k),(k)->()")(np.sqrt(np.maximum(kl, 0)), reward)
+    return np.where(way(kl) <= budget, way(reward), -np.inf).max(axis=-1)
 
 
 def run(config: Config, context: harness.Context | None = None) -> harness.Results:
@@ -254,7 +279,12 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
     worlds = _worlds(config, _sampled, SETTINGS.values(), seeds)
     populations = _worlds(config, _listed, POPULATION.values(), seeds)
-    with context.bar(len(config.kinds) * (config.steps + config.table_steps)) as inner:
+    language = {name: METHODS["pairs"][name] for name in config.chosen if name in LANGUAGE}
+    spoken = LanguageConfig(
+        steps=config.language_steps, prompts=config.language_prompts, reviews=config.language_prompts // 2
+    )
+    units = len(config.kinds) * (config.steps + config.table_steps)
+    with context.bar(units + bool(language) * (spoken.reference_steps + spoken.steps)) as inner:
         for kind, methods in config.kinds.items():
             arrays = worlds.arrays[kind]
             params = learn(
@@ -293,6 +323,15 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
                     if name not in RATED or setting == "exact":
                         metric = "kl" if setting == "decided" else "gap"
                         values[name][f"{metric}_{setting}"] = measured[metric][:, i, j, 0]
+        if language:
+            knobs = [LANGUAGE[name] for name in language]
+            found = learn_language(language, knobs, spoken, seeds=config.seeds, mesh=config.mesh, context=inner)
+            reward, kl = found["reward"] - found["reward"][:, :1], found["kl"]
+            for i, name in enumerate(language):
+                curves |= {f"language_reward/{name}": reward[..., i], f"language_kl/{name}": kl[..., i]}
+                values[name]["language_reward"] = reward[:, -1, i]
+                values[name]["language_kl"] = kl[:, -1, i]
+                values[name]["language_within"] = frontier(kl[..., i], reward[..., i], LANGUAGE_BUDGET)
     curves |= {f"{key}/optimum": x for key, x in _numbers(_optima(worlds.bandits), config).items()}
     return harness.Results(
         experiment="preference",
@@ -324,7 +363,7 @@ def _record(
     for i, setting in enumerate(SETTINGS):
         values[f"reward_{setting}"] = measured["reward"][:, i, DEFAULT]
         values[f"kl_{setting}"] = measured["kl"][:, i, DEFAULT]
-        values[f"within_{setting}"] = frontier(measured["kl"][:, i], measured["reward"][:, i])
+        values[f"within_{setting}"] = measured["within"][:, i].max(axis=1)
     values["chosen_clean"] = measured["chosen"][:, list(SETTINGS).index("clean"), DEFAULT]
     values["length_length"] = measured["length"][:, list(SETTINGS).index("length"), DEFAULT]
 
@@ -365,11 +404,93 @@ CLAIMS = (
 )
 
 
+HIGHLIGHTS = {
+    "clean": ("dpo", "ipo", "kto", "simpo", "orpo", "cpo", "sft"),
+    "flips": ("dpo", "cdpo", "robust_dpo", "kto", "ipo", "simpo", "orpo"),
+    "coverage": ("dpo", "ipo", "kto", "nca_pair", "simpo", "apo_down"),
+    "length": ("dpo", "ipo", "r_dpo", "simpo", "orpo", "dpo_norm"),
+}
+_COLORED = ("dpo", "ipo", "simpo", "orpo", "kto", "robust_dpo", "cdpo", "apo_down", "hinge", "nca_pair")
+COLORS = dict(zip(_COLORED, figures.PALETTE, strict=True)) | {
+    "bco": "#E69F00", "cpo": "#7F7F7F", "dpo_norm": "#56B4E9", "r_dpo": "#E69F00", "sft": "#999933",
+}  # fmt: skip
+SMALLEST_GAP = 1e-5
+
+
 def draw(results: harness.Results) -> Figure:
-    """TODO."""
-    with figures.figure(9.6, 6) as drawn:
-        drawn.subplots()
+    """Left the frontiers of the bandit's settings and of the language model, right what a table's gap is."""
+    curves = results.curves
+    with figures.figure(9.6, 8.6) as drawn:
+        grid = drawn.add_gridspec(3, 3, width_ratios=[1, 1, 0.8])
+        for i, (name, setting) in enumerate(SETTINGS.items()):
+            axes = drawn.add_subplot(grid[divmod(i, 2)])
+            _draw_frontiers(axes, results, name)
+            axes.set(title=setting.label.capitalize(), xlabel="divergence, nats", ylabel="reward gained")
+        axes = drawn.add_subplot(grid[2, :2])
+        ends = {}
+        for name in LANGUAGE:
+            if f"language_kl/{name}" in curves:
+                kl, reward = curves[f"language_kl/{name}"], curves[f"language_reward/{name}"]
+                ends[results.label(name)] = _line(axes, kl, reward, COLORS[name])
+        figures.label_ends(axes, ends)
+        axes.set(
+            title="Small language model, along the training",
+            xlabel="divergence, nats a review",
+            ylabel="quality gained",
+        )
+        _draw_gaps(drawn.add_subplot(grid[:, 2]), results)
     return drawn
+
+
+def _line(axes: Axes, kl: np.ndarray, reward: np.ndarray, color: str) -> tuple[float, float, str]:
+    """Draws means over the seeds of a frontier `[seeds, points]` and returns its last point with the colour."""
+    x, y = kl.mean(axis=0), reward.mean(axis=0)
+    axes.plot(x, y, color=color, marker="o", markersize=2.5, linewidth=1.4)
+    return float(x[-1]), float(y[-1]), color
+
+
+def _draw_frontiers(axes: Axes, results: harness.Results, setting: str) -> None:
+    """One setting's frontiers: of all methods in grey, of some in colour, and the optimum's."""
+    curves, at = results.curves, list(SETTINGS).index(setting)
+
+    def points(name: str) -> tuple[np.ndarray, np.ndarray]:
+        kl, reward = (np.insert(curves[f"{key}/{name}"][:, at], 0, 0.0, axis=1) for key in ("kl", "reward"))
+        order = np.argsort(kl.mean(axis=0))
+        return kl[:, order], reward[:, order]
+
+    ends = {}
+    for name in results.values:
+        if name not in HIGHLIGHTS[setting]:
+            kl, reward = points(name)
+            axes.plot(kl.mean(axis=0), reward.mean(axis=0), color="#cccccc", linewidth=0.7, zorder=1)
+    for name in HIGHLIGHTS[setting]:
+        if name in results.values:
+            ends[results.label(name)] = _line(axes, *points(name), COLORS[name])
+    limit = axes.get_xlim()[1]
+    kl, reward = (curves[f"{key}/optimum"][:, at].mean(axis=0) for key in ("kl", "reward"))
+    axes.plot(kl[kl <= limit], reward[kl <= limit], color="#555555", linestyle=":", linewidth=1.2, zorder=1.5)
+    axes.set_ylim(bottom=min(0.0, float(np.min([y for _, y, _ in ends.values()], initial=0.0))) - 0.05)
+    figures.label_ends(axes, ends)
+
+
+def _draw_gaps(axes: Axes, results: harness.Results) -> None:
+    """Of all methods how far a table policy stays from the optimum, with right labels and with flipped ones."""
+    names = [name for name, values in results.values.items() if "gap_exact" in values]
+    names.sort(key=lambda name: results.interval(name, "gap_exact").mean)
+    for marker, face, setting in (("o", "#0072B2", "exact"), ("D", "none", "flipped")):
+        known = [(i, name) for i, name in enumerate(names) if f"gap_{setting}" in results.values[name]]
+        means = [max(results.interval(name, f"gap_{setting}").mean, SMALLEST_GAP) for _, name in known]
+        color = "#0072B2" if setting == "exact" else "#D55E00"
+        axes.plot(
+            means, [i for i, _ in known], marker, color=color, markerfacecolor=face, markersize=4,
+            label=POPULATION[setting].label,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xlim(SMALLEST_GAP / 2, None)
+    axes.set_yticks(range(len(names)), [results.label(name) for name in names], fontsize=7)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set(title="Table policy, all comparisons", xlabel=f"gap to the optimum (below {SMALLEST_GAP:g}: at the edge)")
+    axes.legend(loc="lower left", fontsize=7)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ __all__ = [
     "divergence",
     "draw_rankings",
     "expectation",
+    "gain",
     "make_bandit",
     "optimum",
     "regret",
@@ -194,6 +195,15 @@ def expectation(
 ) -> Array:
     """The mean of `values` under a policy, given by its log-probabilities, over answers and prompts: `[*lanes]`."""
     return jnp.mean(jnp.sum(jnp.exp(policy) * values, axis=-1), axis=-1)
+
+
+def gain(
+    policy: Float[Arrays, "*lanes prompts answers"],
+    values: Float[Arrays, "prompts answers"],
+    reference: Float[Arrays, "prompts answers"],
+) -> Array:
+    """By how much the mean of `values` is higher under a policy than under the reference: `[*lanes]`."""
+    return expectation(policy, values) - expectation(reference, values)
 
 
 def divergence(

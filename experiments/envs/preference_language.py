@@ -163,7 +163,7 @@ def learn_language(
                 divergence=_unknown,
                 sum_squares=_unknown,
             )
-            losses, states[name] = method.loss(view, knobs[i], extra[name])
+            losses, states[name] = method.loss(view, jnp.asarray(knobs[i]), extra[name])
             total = total + losses
         return LossOutput(total, extra=states)
 

@@ -15,11 +15,11 @@ import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from experiments import harness
-from experiments.envs.preference_bandit import Arrays, Bandit, Rankings
+from experiments.envs.preference_bandit import Arrays, Bandit, Rankings, divergence
 from reweight import reduce
 from reweight.train import LossOutput, init_state, make_step
 
-__all__ = ["Method", "View", "bandit_arrays", "learn", "policies"]
+__all__ = ["Method", "View", "bandit_arrays", "learn", "policies", "within_budget"]
 
 Tree = Any  # a pytree of arrays
 
@@ -98,6 +98,31 @@ def policies(
 ) -> Float[Array, "*lanes prompts answers"]:
     r"""The log-probabilities of log-linear policies, :math:`\pi \propto \pi_{ref}\, e^{\phi^T \theta}`."""
     return jax.nn.log_softmax(reference + jnp.einsum("...d,pad->...pa", params, features))
+
+
+def within_budget(
+    params: Float[Array, "*lanes features"],
+    features: Float[Arrays, "prompts answers features"],
+    reference: Float[Arrays, "prompts answers"],
+    budget: float,
+) -> Float[Array, "*lanes features"]:
+    r"""Draws policies back towards the reference until their divergence fits a budget.
+
+    What comes back is :math:`\pi_{ref}^{1-\lambda} \pi^\lambda`, normalised, with the largest :math:`\lambda` in [0, 1]
+    that fits: of a log-linear policy the parameters times :math:`\lambda`. The divergence grows with :math:`\lambda`.
+    """
+
+    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        middle = (low + high) / 2
+        drawn_back = policies(middle[..., None] * params, features, reference)
+        fits = divergence(drawn_back, reference) <= budget
+        return jnp.where(fits, middle, low), jnp.where(fits, high, middle)
+
+    # The first middle is 1: a policy that fits stays as it is.
+    low = jnp.zeros(params.shape[:-1])
+    low, _ = jax.lax.fori_loop(0, 14, halve, (low, jnp.full_like(low, 2.0)))
+    return jnp.minimum(low, 1.0)[..., None] * params
 
 
 def learn(

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -15,7 +15,7 @@ from PIL import Image
 
 from experiments.harness.claims import mean_interval
 
-__all__ = ["MARKERS", "PALETTE", "band", "figure", "save"]
+__all__ = ["MARKERS", "PALETTE", "band", "figure", "label_ends", "save"]
 
 # Okabe and Ito's palette without its yellow (too light on white), the baseline's black first.
 PALETTE = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#7F7F7F", "#44AA99")
@@ -59,6 +59,28 @@ def band(
     axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
     (line,) = axes.plot(x, mean, label=label, color=color)
     return line
+
+
+def label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
+    """Names lines at their ends, `(x, y, colour)`, in a column at the right that keeps the names apart."""
+    if not ends:
+        return
+    low, high = axes.get_ylim()
+    left, right = axes.get_xlim()
+    apart = 0.075 * (high - low)
+    names = sorted(ends, key=lambda name: ends[name][1])
+    heights = np.array([ends[name][1] for name in names])
+    for _ in range(100):  # neighbours that are too close move away from each other
+        push = np.maximum(apart - np.diff(heights), 0) / 2
+        heights[1:] += push
+        heights[:-1] -= push
+    column = right + 0.04 * (right - left)
+    for name, height in zip(names, heights, strict=True):
+        x, y, color = ends[name]
+        axes.plot([x, column], [y, height], color=color, linewidth=0.5, alpha=0.5, clip_on=False)
+        axes.text(column, height, f" {name}", color=color, va="center", fontsize=7.5)
+    axes.set_xlim(left, right)
+    axes.set_ylim(low, high)
 
 
 def save(drawn: Figure, path: pathlib.Path, *, dpi: int = 150) -> None:
