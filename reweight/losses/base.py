@@ -90,7 +90,7 @@ class _Linear(NamedTuple):
     """A function of sums at the sums of the batch: its value, the number of examples, and its slopes as rows."""
 
     value: Float[Array, ""]
-    count: Float[Array, ""]
+    examples: Float[Array, ""]
     slopes: Any
 
 
@@ -147,7 +147,7 @@ def of_sums(
             jnp.sum((slope * (leaf - jax.lax.stop_gradient(leaf))).reshape(kept.size, -1), axis=1)
             for slope, leaf in zip(jax.tree.leaves(statistics.slopes), jax.tree.leaves(added), strict=True)
         ]
-        return jnp.where(kept, statistics.value + statistics.count * sum(moved), 0)
+        return jnp.where(kept, statistics.value + statistics.examples * sum(moved), 0)
 
     return BatchLoss(lambda key=None: (), statistics, losses, signals)
 
