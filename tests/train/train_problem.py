@@ -46,7 +46,7 @@ def assert_close(actual, expected, rtol=2e-5, atol=2e-6):
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for (path, a), e in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
         a, e = (jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in (a, e))
-        np.testing.assert_allclose(a, e, rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path))
+        np.testing.assert_allclose(a, e, rtol=rtol, atol=atol, equal_nan=False, err_msg=jax.tree_util.keystr(path))
 
 
 def assert_equal(actual, expected):
