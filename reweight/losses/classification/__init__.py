@@ -1,17 +1,71 @@
 """Losses per example for classification, from logits `[..., C]` and labels."""
 
-from reweight.losses.classification.composition import comp_sum_bound, comp_sum_calibration, comp_sum_loss
-from reweight.losses.classification.softmax import cross_entropy, focal_loss, logit_adjusted_cross_entropy
-from reweight.losses.classification.stable_softmax import log_stablemax, stablemax, stablemax_cross_entropy
+from reweight.losses.classification.composition import (
+    comp_sum_bound,
+    comp_sum_calibration,
+    comp_sum_loss,
+)
+from reweight.losses.classification.distributionally_robust import (
+    aldr_kl,
+    ldr_kl,
+)
+from reweight.losses.classification.margin import (
+    crammer_singer,
+    weston_watkins,
+)
+from reweight.losses.classification.noise_robust import (
+    asymmetric_generalized_cross_entropy,
+    asymmetric_unhinged,
+    brier_loss,
+    generalized_cross_entropy,
+    jensen_shannon,
+    mean_absolute_error,
+    nce_agce,
+    nce_aul,
+    nce_rce,
+    normalized_cross_entropy,
+    reverse_cross_entropy,
+    robust_log_loss,
+    symmetric_cross_entropy,
+    truncation_mask,
+)
+from reweight.losses.classification.softmax import (
+    cross_entropy,
+    focal_loss,
+    logit_adjusted_cross_entropy,
+)
+from reweight.losses.classification.stable_softmax import (
+    log_stablemax,
+    stablemax,
+    stablemax_cross_entropy,
+)
 
 __all__ = [
+    "aldr_kl",
+    "asymmetric_generalized_cross_entropy",
+    "asymmetric_unhinged",
+    "brier_loss",
     "comp_sum_bound",
     "comp_sum_calibration",
     "comp_sum_loss",
+    "crammer_singer",
     "cross_entropy",
     "focal_loss",
+    "generalized_cross_entropy",
+    "jensen_shannon",
+    "ldr_kl",
     "log_stablemax",
     "logit_adjusted_cross_entropy",
+    "mean_absolute_error",
+    "nce_agce",
+    "nce_aul",
+    "nce_rce",
+    "normalized_cross_entropy",
+    "reverse_cross_entropy",
+    "robust_log_loss",
     "stablemax",
     "stablemax_cross_entropy",
+    "symmetric_cross_entropy",
+    "truncation_mask",
+    "weston_watkins",
 ]

@@ -54,9 +54,13 @@ class Rows(NamedTuple):
         """The entry of the label's class."""
         return jnp.take_along_axis(values, self.labels[..., None], axis=-1)[..., 0]
 
+    def ahead(self, margin: float | Float[Array, ""] = 0.0) -> Float[Array, "*batch classes"]:
+        """How far each class is ahead of the label's: score differences, to which a margin is added for the others."""
+        return self.scores - self.of_label(self.scores)[..., None] + jnp.where(self.own, 0, margin)
+
     def negative_log_probs(self, temperature: float | Float[Array, ""] = 1.0) -> Float[Array, "*batch"]:
         """Cross-entropy of the scores divided by a temperature, in which probabilities near one keep their digits."""
-        ahead = (self.scores - self.of_label(self.scores)[..., None]) / temperature
+        ahead = self.ahead() / temperature
         # A class alone has no others; half of the least number is far enough, and may still be added to.
         others = jnp.where(self.own, jnp.finfo(ahead.dtype).min / 2, ahead)
         return jax.nn.softplus(jax.nn.logsumexp(others, axis=-1))
@@ -76,3 +80,12 @@ def rows(function: str, logits: Logits, labels: Labels, *, centre: bool = True) 
     known = (labels >= 0) & (labels < jnp.shape(logits)[-1])
     scores = centred(logits, every) if centre else jnp.asarray(logits).astype(_checks.accumulation_dtype(logits))
     return Rows(scores, jnp.where(known, labels, 0), known)
+
+
+def masked(function: str, logits: Logits, labels: Labels, mask: ClassMask | None) -> tuple[Rows, Bool[Array, "*batch"]]:
+    """Rows that are not centred, with zeros for the logits where masked, and the mask as booleans."""
+    given = rows(function, logits, labels, centre=False)
+    _checks.mask(function, "mask", mask, labels, like_name="labels")
+    shape = given.labels.shape
+    kept = jnp.ones(shape, bool) if mask is None else jnp.broadcast_to(jnp.asarray(mask) != 0, shape)
+    return given._replace(scores=jnp.where(kept[..., None], given.scores, 0)), kept
