@@ -1,6 +1,16 @@
 """Losses: a value per example before any weight or reduction, one module a family."""
 
-from reweight.losses import adversarial, aggregate, classification, metric, preference, survival
+from reweight.losses import adversarial, aggregate, classification, metric, ordinal, preference, survival
 from reweight.losses.base import BatchLoss, of_sums
 
-__all__ = ["BatchLoss", "adversarial", "aggregate", "classification", "metric", "of_sums", "preference", "survival"]
+__all__ = [
+    "BatchLoss",
+    "adversarial",
+    "aggregate",
+    "classification",
+    "metric",
+    "of_sums",
+    "ordinal",
+    "preference",
+    "survival",
+]
