@@ -34,6 +34,19 @@ from reweight.losses.classification.softmax import (
     focal_loss,
     logit_adjusted_cross_entropy,
 )
+from reweight.losses.classification.spherical import (
+    SPHERICAL_LOSSES,
+    KernelSums,
+    SphericalStatistics,
+    kernel_sums,
+    spherical_loss,
+    spherical_softmax_cross_entropy,
+    spherical_statistics,
+    squared_error,
+    taylor_softmax_cross_entropy,
+    update_kernel_sums,
+    z_loss,
+)
 from reweight.losses.classification.stable_softmax import (
     log_stablemax,
     stablemax,
@@ -41,6 +54,9 @@ from reweight.losses.classification.stable_softmax import (
 )
 
 __all__ = [
+    "SPHERICAL_LOSSES",
+    "KernelSums",
+    "SphericalStatistics",
     "aldr_kl",
     "asymmetric_generalized_cross_entropy",
     "asymmetric_unhinged",
@@ -53,6 +69,7 @@ __all__ = [
     "focal_loss",
     "generalized_cross_entropy",
     "jensen_shannon",
+    "kernel_sums",
     "ldr_kl",
     "log_stablemax",
     "logit_adjusted_cross_entropy",
@@ -63,9 +80,16 @@ __all__ = [
     "normalized_cross_entropy",
     "reverse_cross_entropy",
     "robust_log_loss",
+    "spherical_loss",
+    "spherical_softmax_cross_entropy",
+    "spherical_statistics",
+    "squared_error",
     "stablemax",
     "stablemax_cross_entropy",
     "symmetric_cross_entropy",
+    "taylor_softmax_cross_entropy",
     "truncation_mask",
+    "update_kernel_sums",
     "weston_watkins",
+    "z_loss",
 ]
