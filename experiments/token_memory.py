@@ -2,11 +2,11 @@
 
 A small decoder learns to write reviews from a grammar whose probabilities are known, over a vocabulary of which they
 use a few symbols. Its loss comes from the logits, or from `tokens.token_statistics`, which takes the vocabulary in
-chunks and never holds them. How far apart two such curves may be is seen on two controls: logits whose rows are added
-up in another order, where only the rounding differs, and logits in bfloat16. Beside it, for the gradient of the loss to
-the hidden states and the output kernel: the temporary memory that the compiler plans, over sizes of vocabulary and
-batch, and the time of one size. That two curves are equal is no claim that one is better, so the largest relative
-difference to the curve of the logits is a metric, to be read next to the controls'.
+chunks and never holds them. How far apart two such curves may be is seen on two others: that of logits a part of the
+rows at a time, where sums are rounded in another order and nothing else differs, and that of logits in bfloat16. Beside
+it, for the gradient of the loss to the hidden states and the output kernel: the temporary memory that the compiler
+plans, over sizes of vocabulary and batch, and the time of one size. That two curves are equal is no claim that one is
+better, so the largest relative difference to the curve of the logits is a metric, to be read next to the others'.
 
 Memory is the compiler's plan and the same for every seed. Times are of the machine at hand, and no two runs have the
 same ones.
@@ -14,6 +14,7 @@ same ones.
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
@@ -51,22 +52,19 @@ def _from_logits(hidden: Hidden, kernel: Kernel, targets: Targets, chunk: int | 
     return jnp.take_along_axis(log_probs, targets[:, None], axis=1)[:, 0]
 
 
-def _in_another_order(hidden: Hidden, kernel: Kernel, targets: Targets, chunk: int | None = None) -> LogProbs:
-    return _from_logits(hidden[::-1], kernel, targets[::-1], chunk)[::-1]
-
-
 def _in_bfloat16(hidden: Hidden, kernel: Kernel, targets: Targets, chunk: int | None = None) -> LogProbs:
     return _from_logits(hidden.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), targets, chunk)
 
 
 def _by_rows(hidden: Hidden, kernel: Kernel, targets: Targets, chunk: int | None = None) -> LogProbs:
     """The logits of an eighth of the rows at a time, computed again in the backward pass."""
+    count = math.gcd(PIECES, len(targets))
 
     @jax.checkpoint
     def piece(rows: tuple[Array, Array]) -> LogProbs:
         return _from_logits(rows[0], kernel, rows[1], chunk)
 
-    pieces = (hidden.reshape(PIECES, -1, hidden.shape[1]), targets.reshape(PIECES, -1))
+    pieces = (hidden.reshape(count, -1, hidden.shape[1]), targets.reshape(count, -1))
     return jax.lax.map(piece, pieces).ravel()
 
 
@@ -77,24 +75,31 @@ def _from_statistics(hidden: Hidden, kernel: Kernel, targets: Targets, chunk: in
 
 
 class Method(NamedTuple):
-    """The name in figures, how log-probabilities come from hidden states, and where the method takes part.
-
-    A control of the curve is only trained, and what only saves memory is only measured.
-    """
+    """The name in figures, how log-probabilities come from hidden states, and whether memory and time are measured."""
 
     label: str
     log_probs: Callable[[Hidden, Kernel, Targets, int | None], LogProbs]
-    trained: bool = True
     measured: bool = True
+
+
+class _Style(NamedTuple):
+    """How a method is drawn."""
+
+    color: str
+    marker: str
 
 
 METHODS: dict[str, Method] = {
     "logits": Method("logits", _from_logits),
-    "reordered": Method("logits, rows in another order", _in_another_order, measured=False),
+    "rows": Method(f"logits, rows in {PIECES} pieces", _by_rows),
     "bfloat16": Method("logits in bfloat16", _in_bfloat16, measured=False),
-    "rows": Method(f"logits, rows in {PIECES} pieces", _by_rows, trained=False),
     "statistics": Method("token statistics", _from_statistics),
 }
+
+STYLES = {
+    name: _Style(color, marker) for name, color, marker in zip(METHODS, figures.PALETTE, figures.MARKERS, strict=False)
+}
+LOWEST = 1e-8  # differences below are drawn there; that of float32 to the next number is 6e-8
 
 METRICS = (
     harness.Metric(
@@ -111,6 +116,7 @@ CLAIMS = (
     _claim("statistics", "rows", "memory"),
     _claim("statistics", "bfloat16", "curve_difference"),
     _claim("statistics", "rows", "milliseconds"),
+    _claim("statistics", "logits", "milliseconds"),
 )
 
 
@@ -120,9 +126,7 @@ class Config(harness.Config):
 
     table: ClassVar[tuple[str, ...]] = tuple(METHODS)
 
-    seeds: int = 5
-    """How many seeds: they are 0, 1, 2, …, the same ones for every method."""
-    steps: int = 150
+    steps: int = 100
     """Training steps."""
     batch_size: int = 32
     """Rows a step."""
@@ -146,17 +150,13 @@ class Config(harness.Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         low = functools.partial(_checks.number, "experiments.Config", integer=True)
-        for name in ("steps", "batch_size", "chunk", "features", "timed_vocabulary"):
+        for name in ("steps", "batch_size", "chunk", "tokens", "features", "timed_tokens", "timed_vocabulary"):
             low(name, getattr(self, name), low=1)
         low("vocabulary", self.vocabulary, low=TASK.vocab_size)
         if not self.vocabularies:
             _checks.fail("experiments.Config", "vocabularies", "empty", "at least one")
         for size in self.vocabularies:
             low("vocabularies", size, low=1)
-        for name in ("tokens", "timed_tokens"):
-            low(name, getattr(self, name), low=1)
-            if getattr(self, name) % PIECES:
-                _checks.fail("experiments.Config", name, repr(getattr(self, name)), f"a multiple of {PIECES}")
         _checks.number("experiments.Config", "learning_rate", self.learning_rate, low=0, open_low=True, open_high=True)
 
     @classmethod
@@ -170,7 +170,7 @@ class Config(harness.Config):
     @property
     def token_counts(self) -> tuple[int, ...]:
         """Tokens of the gradients whose memory is planned with the last vocabulary but one."""
-        return tuple(self.tokens * factor // 8 // PIECES * PIECES or PIECES for factor in (1, 2, 4, 8))
+        return tuple(max(1, self.tokens // part) for part in (16, 4, 1))
 
 
 def _gradient(name: str) -> Any:
@@ -182,6 +182,7 @@ def _gradient(name: str) -> Any:
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
 
 
+@functools.cache
 def _memory(name: str, rows: int, vocabulary: int, features: int) -> float:
     """MiB of temporary memory that the compiler plans for a gradient, beyond its arguments and results."""
     shapes = (
@@ -245,14 +246,13 @@ def _divergence(trained: language.Trained) -> np.ndarray:
 
 
 def run(config: Config, context: harness.Context | None = None) -> harness.Results:
-    """Trains every method that is trained, then plans the memory and takes the time of those that are measured."""
+    """Trains every method, then plans the memory and takes the time of its gradient."""
     context = harness.Context() if context is None else context
     values: dict[str, dict[str, np.ndarray]] = {name: {} for name in config.chosen}
     curves: dict[str, np.ndarray] = {}
-    trained = [name for name in config.chosen if METHODS[name].trained]
     measured = tuple(name for name in config.chosen if METHODS[name].measured)
-    with context.bar(len(trained) * config.steps) as inner:
-        for name in trained:
+    with context.bar(len(config.chosen) * config.steps) as inner:
+        for name in config.chosen:
             outcome = _train(name, config, inner)
             loss = outcome.metrics["loss"].astype(np.float64)
             curves[f"loss/{name}"] = loss
@@ -282,14 +282,16 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
     )
 
 
-def _lines(axes: Axes, results: harness.Results, quantity: str, sizes: np.ndarray) -> dict[str, Line2D]:
-    """Memory over sizes, a line a method."""
+def _binary(size: float) -> str:
+    return f"{size / 1024:g}k" if size >= 1024 else f"{size:g}"
+
+
+def _memory_lines(axes: Axes, results: harness.Results, quantity: str, sizes: np.ndarray) -> dict[str, Line2D]:
+    """Memory over sizes, a line a method, by the names of the methods."""
     named = {}
-    for i, name in enumerate(METHODS):
-        memory = results.curves.get(f"{quantity}/{name}")
-        if memory is not None:
-            (line,) = axes.plot(sizes, memory, color=figures.PALETTE[i], marker=figures.MARKERS[i])
-            named[results.label(name)] = line
+    for name, style in STYLES.items():
+        if (memory := results.curves.get(f"{quantity}/{name}")) is not None:
+            (named[name],) = axes.plot(sizes, memory, **style._asdict())
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.set_xticks(sizes, [_binary(size) for size in sizes])
@@ -301,47 +303,56 @@ def _lines(axes: Axes, results: harness.Results, quantity: str, sizes: np.ndarra
     return named
 
 
-def _binary(size: float) -> str:
-    return f"{size / 1024:g}k" if size >= 1024 else f"{size:g}"
+def _dots(axes: Axes, results: harness.Results, metric: str, text: str) -> None:
+    """A metric of the methods that have it: mean, interval and number."""
+    rows = [name for name in METHODS if metric in results.values.get(name, {})]
+    for row, name in enumerate(rows):
+        mean, low, high = results.interval(name, metric)
+        axes.errorbar(mean, row, xerr=[[mean - low], [high - mean]], capsize=2.5, **STYLES[name]._asdict())
+        axes.annotate(text.format(mean), (mean, row), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+    axes.set_ylim(len(rows) - 0.5, -0.7)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_xlim(0, 1.25 * max(results.interval(name, metric).high for name in rows))
 
 
 def draw(results: harness.Results) -> Figure:
-    """Above the curves and how far they are apart, below memory over vocabulary and tokens, and time."""
+    """Above what training gives and how far the curves are apart, below what its gradient takes."""
     curves, config = results.curves, results.config
-    named: dict[str, Line2D] = {}
-    with figures.figure(9.6, 6.0) as drawn:
-        grid = drawn.add_gridspec(2, 6)
-        loss, difference = drawn.add_subplot(grid[0, :3]), drawn.add_subplot(grid[0, 3:])
-        by_vocabulary, by_tokens, taken = (drawn.add_subplot(grid[1, at : at + 2]) for at in (0, 2, 4))
+    lines: dict[str, Line2D] = {}
+    with figures.figure(9.6, 5.6) as drawn:
+        (loss, difference, divergence), (by_vocabulary, by_tokens, taken) = drawn.subplots(2, 3)
         at = np.arange(1, config["steps"] + 1)
-        for i, (name, color) in enumerate(zip(METHODS, figures.PALETTE, strict=False)):
-            label = results.label(name)
+        for name, style in STYLES.items():
+            options: Any = {"label": results.label(name), "color": style.color}
             if f"loss/{name}" in curves:
                 # The curves lie on each other: the first one is drawn broad, the others in it.
-                line = figures.band(loss, at, curves[f"loss/{name}"], label=label, color=color)
-                line.set_linewidth(5 if i == 0 else 1.2)
-                line.set_alpha(0.35 if i == 0 else 1)
-                named[label] = line
-            if i > 0 and f"difference/{name}" in curves:
-                figures.band(difference, at, curves[f"difference/{name}"], label=label, color=color, log=True)
-            if "milliseconds" in results.values.get(name, {}):
-                mean, low, high = results.interval(name, "milliseconds")
-                taken.errorbar(
-                    mean, label, xerr=[[mean - low], [high - mean]],
-                    color=color, marker=figures.MARKERS[i], capsize=2.5,
-                )  # fmt: skip
+                lines[name] = figures.band(loss, at, curves[f"loss/{name}"], **options)
+                lines[name].set(**{"linewidth": 6, "alpha": 0.3} if name == "logits" else {"linewidth": 1.2})
+            if name != "logits" and f"difference/{name}" in curves:
+                largest = np.maximum.accumulate(curves[f"difference/{name}"], axis=1)
+                figures.band(difference, at, largest, log=True, lowest=LOWEST, **options)
         loss.set(title="Loss in training", xlabel="step", ylabel="nats a token")
         difference.set_yscale("log")
-        difference.set(title="Difference to the curve of logits", xlabel="step", ylabel="relative difference")
-        sizes = f"{_binary(config['tokens'])} tokens", f"vocabulary {_binary(config['vocabularies'][-2:][0])}"
-        named |= _lines(by_vocabulary, results, "memory_by_vocabulary", curves["vocabularies"])
-        by_vocabulary.set(title=f"Memory of the gradient, {sizes[0]}", xlabel="vocabulary")
-        _lines(by_tokens, results, "memory_by_tokens", curves["token_counts"])
-        by_tokens.set(title=f"Memory, {sizes[1]}", xlabel="tokens")
-        taken.set_xlim(0, None)
-        taken.invert_yaxis()
-        taken.set(title="Time of the gradient", xlabel="milliseconds")
-        drawn.legend(named.values(), named, loc="outside lower center", ncols=len(METHODS))
+        difference.set(title="Difference to the curve of logits", xlabel="step", ylabel="largest so far, relative")
+        _dots(divergence, results, "divergence", "{:.3f}")
+        divergence.set(title="Divergence from the grammar", xlabel="nats a review")
+        lines |= _memory_lines(by_vocabulary, results, "memory_by_vocabulary", curves["vocabularies"])
+        by_vocabulary.set(
+            title=f"Memory, {_binary(config['tokens'])} tokens",
+            xlabel="vocabulary",
+            ylabel="beyond arguments and gradient",
+        )
+        _memory_lines(by_tokens, results, "memory_by_tokens", curves["token_counts"])
+        fixed = _binary(config["vocabularies"][-2:][0])
+        by_tokens.set(title=f"Memory, vocabulary {fixed}", xlabel="tokens")
+        by_tokens.sharey(by_vocabulary)
+        _dots(taken, results, "milliseconds", "{:.0f}")
+        sizes = f"{_binary(config['timed_tokens'])} tokens, vocabulary {_binary(config['timed_vocabulary'])}"
+        taken.set(title=f"Time, {sizes}", xlabel="milliseconds")
+        shown = [name for name in METHODS if name in lines]
+        labels = [results.label(name) for name in shown]
+        drawn.legend([lines[name] for name in shown], labels, loc="outside lower center", ncols=len(METHODS))
     return drawn
 
 

@@ -46,14 +46,21 @@ def figure(width: float, height: float) -> Iterator[Figure]:
 
 
 def band(
-    axes: Axes, x: Sequence[float] | np.ndarray, values: np.ndarray, *, label: str, color: str, log: bool = False
+    axes: Axes,
+    x: Sequence[float] | np.ndarray,
+    values: np.ndarray,
+    *,
+    label: str,
+    color: str,
+    log: bool = False,
+    lowest: float = 1e-6,
 ) -> Line2D:
     """Draws the mean over the seeds of `values` `[seeds, points]` with its 95% interval as a band.
 
-    With `log` mean and interval are those of the logarithms, for a log axis; values below 1e-6 count as 1e-6.
+    With `log` mean and interval are those of the logarithms, for a log axis; values below `lowest` count as that.
     Returns the line, for a legend.
     """
-    values = np.log(np.maximum(values, 1e-6)) if log else np.asarray(values)
+    values = np.log(np.maximum(values, lowest)) if log else np.asarray(values)
     curves = np.array([mean_interval(column) for column in values.T]).T
     mean, low, high = np.exp(curves) if log else curves
     axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)

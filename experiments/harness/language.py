@@ -15,7 +15,7 @@ from experiments.harness.command import Context
 from experiments.harness.seeds import train_seeds
 from reweight import decoding, models, parallel, tokens
 from reweight.data.sequences import SequenceBatch, SequenceTask
-from reweight.train import LossOutput, TrainState, init_state, make_step, token_reduction
+from reweight.train import LossOutput, init_state, make_step, token_reduction
 
 __all__ = [
     "LanguageTraining",
@@ -99,6 +99,17 @@ def _functions(config: models.DecoderConfig) -> models.LanguageModel:
     return jax.eval_shape(lambda: models.language_model(config, key=jax.random.key(0)))
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.vmap, in_axes=(None, None, None, 0, 0))
+def _initial(
+    config: models.DecoderConfig, task: SequenceTask, examples: int, model_key: PRNGKeyArray, data_key: PRNGKeyArray
+) -> tuple[Tree, dict[str, Array]]:
+    """The parameters and the training set with which seeds start, compiled once for all methods."""
+    rows = task.sample(data_key, examples)
+    arrays = {"tokens": rows.tokens, "real": rows.mask, "mask": rows.response_mask[:, 1:]}
+    return models.language_model(config, key=model_key).params, arrays
+
+
 def train_language(
     method: str,
     task: SequenceTask,
@@ -141,15 +152,8 @@ def train_language(
         log_probs = training.log_probs(model, params, hidden, batch["tokens"][:, 1:], batch["mask"])
         return LossOutput(-log_probs, extra=extra)
 
-    @jax.jit
-    @jax.vmap
-    def start(keys: _Keys) -> tuple[TrainState, dict[str, Array]]:
-        params = models.language_model(training.config, key=keys.model).params
-        rows = task.sample(keys.data, training.examples)
-        arrays = {"tokens": rows.tokens, "real": rows.mask, "mask": rows.response_mask[:, 1:]}
-        return init_state(params, None, training.optimizer, key=keys.run), arrays
-
-    state, arrays = start(keys)
+    params, arrays = _initial(training.config, task, training.examples, keys.model, keys.data)
+    state = jax.vmap(lambda params, key: init_state(params, None, training.optimizer, key=key))(params, keys.run)
     state, metrics = train_seeds(
         method,
         make_step(loss_fn, training.optimizer, reduction=token_reduction("token-mean")),
