@@ -36,13 +36,13 @@ SHARPNESS = 8.0  # of the annotator: the quality of reviews varies by about 0.15
 class LanguageConfig:
     """How large the runs with the language model are."""
 
-    reference_steps: int = 300
-    prompts: int = 1024
-    steps: int = 200
-    batch_size: int = 32
+    reference_steps: int = 200
+    prompts: int = 512
+    steps: int = 150
+    batch_size: int = 16
     learning_rate: float = 1e-3
-    evaluations: int = 10
-    reviews: int = 512
+    evaluations: int = 6
+    reviews: int = 256
 
 
 class Texts(NamedTuple):
@@ -138,7 +138,7 @@ def learn_language(
     Returns:
       `reward`, the mean quality of reviews, and `kl`, in nats a review; at first those of the reference.
     """
-    training = LanguageTraining(MODEL, optax.adam(1e-2), config.reference_steps, batch_size=64, examples=4096)
+    training = LanguageTraining(MODEL, optax.adam(1e-2), config.reference_steps, batch_size=32, examples=4096)
     trained = train_language("reference", TASK, training, seeds=1, context=context, every=50)
     reference = jax.tree.map(lambda x: x[0], trained.params)
     devices = None if mesh is None else parallel.make_mesh(mesh)

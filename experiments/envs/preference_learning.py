@@ -204,7 +204,8 @@ def learn(
         return {f"loss_{n}": reduce.weighted_mean(found[:, i], parts=True) for i, n in enumerate(methods)}
 
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
-    step = make_step(loss_fn, optimizer, metrics=metrics)
+    # Under `jit` the step, whose many methods take long to trace, is traced once.
+    step = jax.jit(make_step(loss_fn, optimizer, metrics=metrics))
 
     def start(key: PRNGKeyArray) -> Any:
         def stacked(method: Method) -> Tree:

@@ -175,7 +175,7 @@ def _bradley_terry_ranked(view: View, beta: Knob) -> Losses:
 
 METHODS: Mapping[str, Mapping[str, Method]] = {
     "pairs": {
-        "sft": _plain("SFT on the chosen", _sft, (0.01, 0.03, 0.1, 0.3)),
+        "sft": _plain("SFT", _sft, (0.01, 0.03, 0.1, 0.3)),
         "dpo": _of_pairs("DPO", "dpo"),
         "cdpo": _of_pairs("cDPO", "dpo", flips="label_smoothing"),
         "robust_dpo": _of_pairs("robust DPO", "robust_dpo", flips="label_smoothing"),
@@ -213,9 +213,9 @@ METHODS: Mapping[str, Mapping[str, Method]] = {
         "nca": _plain("NCA", _groupwise(preference.nca)),
         "exo": _plain("EXO", _groupwise(preference.exo)),
         "sppo": _plain("SPPO", _sppo),
-        "rrhf_ranked": _plain("RRHF, four answers", _rrhf_ranked, WEIGHTS, "lam"),
+        "rrhf_ranked": _plain("RRHF, K = 4", _rrhf_ranked, WEIGHTS, "lam"),
         "plackett_luce": _plain("Plackett-Luce", _plackett_luce),
-        "bradley_terry_ranked": _plain("Bradley-Terry, four answers", _bradley_terry_ranked),
+        "bradley_terry_ranked": _plain("Bradley-Terry, K = 4", _bradley_terry_ranked),
     },
 }
 RATED = ("infonca", "nca", "exo", "sppo", "rrhf_ranked")  # these read by how much, the other losses which is better

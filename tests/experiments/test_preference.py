@@ -29,7 +29,7 @@ def tables():
     """A bandit, and the table policies that losses learn from all its pairs with right and with flipped labels."""
     bandit = bandits.make_bandit(np.random.default_rng(0), prompts=2, answers=4, features=4)
     cells = np.eye(8).reshape(2, 4, 8)
-    bandit = bandit._replace(features=cells, rewards=0.5 * bandit.rewards)
+    bandit = bandit._replace(features=cells, rewards=bandit.rewards)
     settings = [bandit_arrays(bandit, bandits.all_rankings(bandit, flip_rate=rate), rate) for rate in FLIPS]
     arrays = jax.tree.map(lambda *x: np.stack(x, 1)[None], *settings)
     params = learn(
