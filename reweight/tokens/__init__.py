@@ -5,6 +5,7 @@ reference model. What fills the memory are the logits it comes from. `token_stat
 a time, forward and again backward, and gives the numbers; losses take the numbers.
 """
 
+from reweight.tokens.rows import Statistic
 from reweight.tokens.statistics import TokenStatistics, token_statistics, token_statistics_from_logits
 
-__all__ = ["TokenStatistics", "token_statistics", "token_statistics_from_logits"]
+__all__ = ["Statistic", "TokenStatistics", "token_statistics", "token_statistics_from_logits"]

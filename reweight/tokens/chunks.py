@@ -192,10 +192,10 @@ def gradients_of(
         logit_gradient = rows_.logit_gradient(slopes, rows, own, reference, ids, operands.targets)
         # In the dtype of the operands: their product would otherwise be taken in float32 altogether.
         gradient = (logit_gradient * slope).astype(dtype)
-        if plan.layout == "DV":
-            part = _product(hidden, gradient, leading, leading)
-        else:
-            part = _product(gradient, hidden, leading, leading)
+        # One axis for the vocabulary: XLA on CPU has no product of 16-bit floats with the other shape.
+        flat = gradient.reshape(*hidden.shape[:-1], plan.shards * size)
+        left, right = (hidden, flat) if plan.layout == "DV" else (flat, hidden)
+        part = _product(left, right, leading, leading).reshape(cut.shape)
         part = _bits(part.astype(operands.kernel.dtype))
         to_kernel = jax.lax.dynamic_update_slice_in_dim(to_kernel, part, start, axis)
         if plan.one_each:
@@ -212,7 +212,7 @@ def gradients_of(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def chunked(plan: Plan, operands: Operands) -> TokenStatistics:
+def _chunked(plan: Plan, operands: Operands) -> TokenStatistics:
     """The statistics of every row of hidden states."""
     return rows_of(plan, operands).statistics
 
@@ -233,11 +233,12 @@ def _backward(plan: Plan, saved: tuple[Operands, Rows, Array | None], cotangents
     return (Operands(to_hidden, to_kernel, None, None, None, None),)  # type: ignore[arg-type]
 
 
-chunked.defvjp(_forward, _backward)
+_chunked.defvjp(_forward, _backward)
+chunked = jax.jit(_chunked, static_argnums=0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def whole(asked: Asked, raw: Array, reference: Array | None, targets: Array, squash: Squash) -> TokenStatistics:
+def _whole(asked: Asked, raw: Array, reference: Array | None, targets: Array, squash: Squash) -> TokenStatistics:
     """The statistics of every row of `[..., V]` products that are neither capped nor tempered yet."""
     return _whole_forward(asked, raw, reference, targets, squash)[0]
 
@@ -274,4 +275,5 @@ def _whole_backward(
     return (gradient * slope).astype(raw.dtype), None, None, None
 
 
-whole.defvjp(_whole_forward, _whole_backward)
+_whole.defvjp(_whole_forward, _whole_backward)
+whole = jax.jit(_whole, static_argnums=0)
