@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from reweight import _checks
+from reweight import _checks, tokens
 from reweight.models import decoder
 from reweight.models.decoder import Cache, Decoder, DecoderConfig, Mask
 from reweight.models.functional import Tree, plain
@@ -100,6 +101,44 @@ class LanguageModel:
         cap = self.config.logit_cap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
+    def token_statistics(
+        self,
+        params: Tree,
+        hidden: Float[Array, "*batch d_model"],
+        targets: Int[Array, "*batch"],
+        *,
+        statistics: Sequence[tokens.Statistic] = ("log_probs",),
+        **options: Any,
+    ) -> tokens.TokenStatistics:
+        """`tokens.token_statistics` with this model's kernel, its layout and its soft-cap.
+
+            hidden, _ = model.apply(params, batch.tokens[:, :-1], mask=batch.mask[:, :-1])
+            log_probs = model.token_statistics(params, hidden, batch.tokens[:, 1:]).log_probs
+
+        Args:
+          params: parameters of this shape.
+          hidden: hidden states `[..., d_model]`.
+          targets: token ids `[...]`: of each hidden state the token that follows.
+          statistics: what is wanted, see `tokens.token_statistics`.
+          **options: the other options of it: `mask`, `temperature`, `top_k`, `reference_hidden` and so on.
+
+        Returns:
+          The statistics that were asked for, `[...]`.
+
+        Raises:
+          ValueError: as `tokens.token_statistics` does.
+        """
+        kernel, layout = self.kernel(params)
+        return tokens.token_statistics(
+            hidden,
+            kernel,
+            targets,
+            statistics=statistics,
+            kernel_layout=layout,
+            logit_cap=self.config.logit_cap,
+            **options,
+        )
+
     def init_cache(self, batch_size: int, length: int | None = None) -> Cache:
         """An empty cache.
 
@@ -121,9 +160,8 @@ def language_model(config: DecoderConfig, *, key: PRNGKeyArray) -> LanguageModel
     """A decoder in functional form, with its initial parameters.
 
         model = models.language_model(models.DECODERS["0.2M"], key=jax.random.key(0))
-        hidden, _ = model.apply(model.params, ids)
-        kernel, layout = model.kernel(model.params)
-        found = tokens.token_statistics(hidden[:, :-1], kernel, ids[:, 1:], kernel_layout=layout)
+        hidden, _ = model.apply(model.params, ids[:, :-1])
+        log_probs = model.token_statistics(model.params, hidden, ids[:, 1:]).log_probs
 
     Initial parameters for many seeds are `jax.vmap(lambda key: models.language_model(config, key=key))(keys).params`.
     Large ones are made where they belong:
@@ -138,7 +176,7 @@ def language_model(config: DecoderConfig, *, key: PRNGKeyArray) -> LanguageModel
       key: draws the initial parameters; may be traced.
 
     Returns:
-      The parameters and the functions `apply`, `kernel`, `logits` and `init_cache`.
+      The parameters and the functions `apply`, `token_statistics`, `kernel`, `logits` and `init_cache`.
 
     Raises:
       ValueError: if `config` is no `DecoderConfig`.

@@ -330,6 +330,24 @@ def test_batches_and_rewards_are_the_same_under_x64(name):
     np.testing.assert_allclose(rewards, reward(name, prompts, answers, mask), rtol=1e-6)
 
 
+def test_prompts_joined_with_their_answers_are_the_batch_and_with_several_each_is_scored_alone():
+    task, batch = TASKS["sentiment"], drawn("sentiment")
+    cut = task.prompt_length
+    prompts, prompt_mask = batch.tokens[:, :cut], batch.mask[:, :cut]
+    answers, answer_mask = batch.tokens[:, cut:], batch.response_mask[:, cut:]
+    for came, wanted in zip(sequences.join(prompts, prompt_mask, answers, answer_mask), batch, strict=True):
+        np.testing.assert_array_equal(came, wanted)
+    several, masks = (np.stack([x, np.roll(x, 1, axis=0)], axis=1) for x in (answers, answer_mask))
+    rewards = task.reward(prompts, several, masks)
+    joined = sequences.join(prompts, prompt_mask, several, masks)
+    for i in range(2):
+        np.testing.assert_array_equal(rewards[:, i], task.reward(prompts, several[:, i], masks[:, i]))
+        one = sequences.join(prompts, prompt_mask, several[:, i], masks[:, i])
+        jax.tree.map(lambda x, y, i=i: np.testing.assert_array_equal(x[:, i], y), joined, one)
+    with pytest.raises(ValueError, match=r"data\.sequences\.join: argument `responses` is of shape"):
+        sequences.join(prompts, prompt_mask, answers[:3], answer_mask[:3])
+
+
 def test_the_carry_runs_through_all_columns():
     task = sequences.Addition(digits=3)
     prompt = task.encode("<bos> 9 9 9 + 0 0 1 =")

@@ -90,7 +90,10 @@ def test_token_statistics_take_the_hidden_states_and_the_kernel(model, run):
     kernel, layout = model.kernel(model.params)
     cap = model.config.logit_cap
     found = token_statistics(hidden[:, :-1], kernel, ids[:, 1:], kernel_layout=layout, logit_cap=cap)
+    same = model.token_statistics(model.params, hidden[:, :-1], ids[:, 1:], statistics=("log_probs", "entropy"))
+    close(same.log_probs, found.log_probs)
     log_probs = jax.nn.log_softmax(model.logits(model.params, hidden))
+    close(same.entropy, -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)[:, :-1])
     close(found.log_probs, jnp.take_along_axis(log_probs[:, :-1], ids[:, 1:, None], -1)[..., 0])
 
 

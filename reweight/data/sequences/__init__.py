@@ -5,6 +5,7 @@
     print(task.decode(batch.tokens[0]))  # <bos> 4 7 + 8 5 = 7 + 5 + 0 = 1 2 ; 4 + 8 + 1 = 1 3 ; 1 3 2 <eos>
     prompts = task.prompts(jax.random.key(1), 64)
     rewards = task.reward(prompts.tokens, responses, response_mask)  # in [0, 1], 1 for an exact answer
+    written = sequences.join(prompts.tokens, prompts.mask, responses, response_mask)  # a batch like `task.sample`'s
 
 These are functions of a key and no stored sets: there are as many examples as keys.
 """
@@ -12,7 +13,7 @@ These are functions of a key and no stored sets: there are as many examples as k
 from collections.abc import Mapping
 
 from reweight.data.sequences.addition import Addition
-from reweight.data.sequences.base import Prompts, SequenceBatch, SequenceTask
+from reweight.data.sequences.base import Prompts, SequenceBatch, SequenceTask, join
 from reweight.data.sequences.brackets import BracketBalance, BracketCompletion
 from reweight.data.sequences.modular import ModularArithmetic
 from reweight.data.sequences.recall import KeyValueRecall
@@ -39,4 +40,5 @@ __all__ = [
     "SentimentScores",
     "SequenceBatch",
     "SequenceTask",
+    "join",
 ]

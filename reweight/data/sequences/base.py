@@ -2,8 +2,8 @@
 
 A task says how one example is drawn and how one response is scored; batches are `vmap`s of that. Every row of a batch
 has the same two fields: columns `[0, P)` are the prompt, padded on the left, columns `[P, P + R)` the answer, padded on
-the right. So the real tokens of a row are contiguous, `tokens[:, :P]` is what a sampler starts from, and a response of
-any model can be put in the place of the answer.
+the right. So the real tokens of a row are contiguous, `tokens[:, :P]` is what a sampler starts from, and `join` puts
+what it samples in the place of the answer.
 """
 
 import abc
@@ -18,13 +18,13 @@ from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 from reweight import _checks
 
-__all__ = ["SPECIAL", "Prompts", "Response", "SequenceBatch", "SequenceTask"]
+__all__ = ["SPECIAL", "Prompts", "Response", "SequenceBatch", "SequenceTask", "join"]
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<sep>")
 PAD, BOS, EOS, SEP = range(len(SPECIAL))
 
 T = TypeVar("T")
-Mask = Bool[Array, "n time"] | Num[Array, "n time"]
+Mask = Bool[Array, "n *samples time"] | Num[Array, "n *samples time"]
 
 
 class SequenceBatch(NamedTuple):
@@ -53,6 +53,49 @@ class Prompts(NamedTuple):
 
     tokens: Int[Array, "n prompt"]
     mask: Bool[Array, "n prompt"]
+
+
+def join(
+    prompts: Int[Array, "n prompt"], prompt_mask: Mask, responses: Int[Array, "n *samples time"], response_mask: Mask
+) -> SequenceBatch:
+    """Prompts with the responses of a model, or with the answers of other rows.
+
+        prompts = task.prompts(key, 64)
+        drawn = decoding.sample(key, params, model, prompts.tokens, prompts.mask, max_new_tokens=task.response_length)
+        batch = sequences.join(prompts.tokens, prompts.mask, drawn.tokens, drawn.mask)  # [64, samples, time]
+
+    Args:
+      prompts: ids `[n, P]`.
+      prompt_mask: boolean or 0/1 `[n, P]`: the real tokens.
+      responses: ids `[n, R]`, or several a prompt `[n, samples, R]`.
+      response_mask: boolean or 0/1, of the same shape: the tokens of the response, its end token included.
+
+    Returns:
+      A `SequenceBatch` of width `P + R`, with the leading axes of the responses.
+
+    Raises:
+      ValueError: if the shapes do not fit.
+    """
+    function = "data.sequences.join"
+    _checks.array(function, "prompts", prompts, ndim=2, kind="integer")
+    _checks.array(function, "prompt_mask", prompt_mask, shape=jnp.shape(prompts))
+    _checks.array(function, "responses", responses, ndim=(2, 3), kind="integer")
+    leading = jnp.shape(responses)[:-1]
+    if leading[0] != jnp.shape(prompts)[0]:
+        _checks.fail(function, "responses", f"of shape {jnp.shape(responses)}", f"{jnp.shape(prompts)[0]} rows")
+    _checks.array(function, "response_mask", response_mask, shape=jnp.shape(responses))
+
+    def repeated(array: Array) -> Array:
+        if len(leading) > 1:
+            array = array[:, None]
+        return jnp.broadcast_to(array, (*leading, array.shape[-1]))
+
+    asked, answered = repeated(jnp.asarray(prompt_mask) != 0), jnp.asarray(response_mask) != 0
+    tokens = jnp.concatenate([repeated(jnp.asarray(prompts)), responses], axis=-1).astype(jnp.int32)
+    in_prompt = jnp.concatenate([asked, jnp.zeros_like(answered)], axis=-1)
+    in_response = jnp.concatenate([jnp.zeros_like(asked), answered], axis=-1)
+    mask = in_prompt | in_response
+    return SequenceBatch(jnp.where(mask, tokens, PAD), mask, in_response, in_prompt)
 
 
 class Response(NamedTuple):
@@ -218,19 +261,19 @@ class SequenceTask(abc.ABC):
         return Prompts(batch.tokens[:, : self.prompt_length], batch.mask[:, : self.prompt_length])
 
     def reward(
-        self, prompts: Int[Array, "n prompt"], responses: Int[Array, "n time"], response_mask: Mask
-    ) -> Float[Array, " n"]:
+        self, prompts: Int[Array, "n prompt"], responses: Int[Array, "n *samples time"], response_mask: Mask
+    ) -> Float[Array, "n *samples"]:
         """The reward of responses, in [0, 1]: 1 for the answer of `sample`, 0 for garbage; the class says what between.
 
         Args:
           prompts: ids `[n, P]` as `prompts` and `sample` give them.
-          responses: ids `[n, T]` of any width. Any ids at all have a reward; those outside the vocabulary count as
-            padding. What follows the first end token is not read.
-          response_mask: boolean or 0/1 `[n, T]`: the tokens of the response, its end token included. Tokens that are
-            masked count as padding.
+          responses: ids of any width, one response a prompt `[n, T]` or several `[n, samples, T]`. Any ids have a
+            reward; those outside the vocabulary count as padding. What follows the first end token is not read.
+          response_mask: boolean or 0/1, of the same shape: the tokens of the response, its end token included. Tokens
+            that are masked count as padding.
 
         Returns:
-          Rewards `[n]`, float32.
+          Rewards `[n]` or `[n, samples]`, float32.
 
         Raises:
           ValueError: if the shapes do not fit.
@@ -245,13 +288,15 @@ class SequenceTask(abc.ABC):
         function: Callable[[Int[Array, " prompt"], Response], T],
         method: str,
         prompts: Int[Array, "n prompt"],
-        responses: Int[Array, "n time"],
+        responses: Int[Array, "n *samples time"],
         response_mask: Mask,
     ) -> T:
-        """Applies a function of one prompt and one response to all rows."""
+        """Applies a function of one prompt and one response to all responses."""
         name = self._name(method)
         _checks.array(name, "prompts", prompts, shape=(None, self.prompt_length), kind="integer")
-        _checks.array(name, "responses", responses, shape=(jnp.shape(prompts)[0], None), kind="integer")
+        several = jnp.ndim(responses) == 3
+        wanted = (jnp.shape(prompts)[0], *(None,) * (1 + several))
+        _checks.array(name, "responses", responses, shape=wanted, kind="integer")
         _checks.array(name, "response_mask", response_mask, shape=jnp.shape(responses))
 
         def one(prompt: Array, tokens: Array, mask: Array) -> T:
@@ -261,7 +306,8 @@ class SequenceTask(abc.ABC):
             response = Response(jnp.where(before_end, tokens, PAD), jnp.sum(before_end), jnp.any(tokens == EOS))
             return function(prompt, response)
 
-        return jax.vmap(one)(jnp.asarray(prompts), jnp.asarray(responses), jnp.asarray(response_mask))
+        of_prompt = jax.vmap(one, (None, 0, 0)) if several else one
+        return jax.vmap(of_prompt)(jnp.asarray(prompts), jnp.asarray(responses), jnp.asarray(response_mask))
 
 
 def fitted(tokens: Int[Array, " time"], width: int) -> Int[Array, " width"]:

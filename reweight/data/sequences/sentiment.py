@@ -168,7 +168,7 @@ class Sentiment(SequenceTask):
         return jnp.where(grammatical, reward, 0.0)
 
     def scores(
-        self, prompts: Int[Array, "n prompt"], responses: Int[Array, "n time"], response_mask: Mask
+        self, prompts: Int[Array, "n prompt"], responses: Int[Array, "n *samples time"], response_mask: Mask
     ) -> SentimentScores:
         """Quality, length and log-probability under the grammar of responses, from which other rewards can be made.
 
@@ -178,7 +178,7 @@ class Sentiment(SequenceTask):
           response_mask: as for `reward`.
 
         Returns:
-          `SentimentScores` of arrays `[n]`.
+          `SentimentScores` of arrays `[n]`, or `[n, samples]` for several responses a prompt.
 
         Raises:
           ValueError: if the shapes do not fit.

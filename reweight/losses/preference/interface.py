@@ -97,6 +97,8 @@ def pair_loss(name: str, pairs: Pairs, **hyper: Any) -> Float[Array, "*batch"]:
             _checks.fail(function, f"pairs.{field}", "None", f"an array, which {name} needs")
     own = {parameter: parameters[parameter].default for parameter in parameters if parameter not in fields}
     for argument in hyper:
+        if argument in Pairs._fields:
+            _checks.fail(function, argument, "given as a hyperparameter", f"a field of `pairs`: pairs.{argument}")
         if argument not in own:
             _checks.fail(function, argument, f"no hyperparameter of {name}", ", ".join(own) or "none")
     for argument, default in own.items():

@@ -1,9 +1,9 @@
 r"""Links: how a margin :math:`z` between chosen and rejected answer becomes a loss.
 
 A pair loss is a link of a margin. The margin is the difference of a score of the two answers, times `beta`; what tells
-most methods apart is which score they take (`losses.preference.pairwise`, `reference_free`), and which link. All links
-fall where the chosen answer is far ahead, except for `squared`, which wants the margin at a target. A new method with
-a known link is one line:
+most methods apart is which score they take (`losses.preference.pairwise`, `reference_free`), and which link. Most
+links want the margin as large as can be, or large enough (`hinge`); `squared`, `reverse_kl` and `logistic` with
+smoothing want it at a target, and rise again beyond. A new method with a known link is one line:
 
     z = 0.1 * (my_score(chosen) - my_score(rejected))
     losses = links.logistic(z, label_smoothing=0.1)

@@ -18,8 +18,8 @@ policy to reference of chosen and rejected answer, :math:`\Delta = \Delta_w - \D
 | `ld_dpo` | :math:`\beta\Delta` of sums with a lighter tail | logistic |
 
 All take log-probs *summed* over response tokens; those that need means take lengths and divide themselves. Arrays have
-any shape, one entry a pair, and no entry looks at another. References are constants: no gradient flows through them. A
-reference of zeros is no reference.
+any shape, one entry a pair, and no entry looks at another. References are constants: no gradient flows through them.
+Arrays of zeros for a reference are no reference.
 """
 
 import jax
@@ -269,8 +269,8 @@ def exo_pair(
       reference_chosen: those of the chosen answers under the reference; a constant, without gradient.
       reference_rejected: those of the rejected answers under the reference; a constant too.
       beta: :math:`\beta`, strength of the pull to the reference, in (0, inf).
-      label_smoothing: :math:`\epsilon`, in (0, 0.5): what the labels leave to the rejected answer. TRL replaces 0 by
-        1e-3; here 0 is refused.
+      label_smoothing: :math:`\epsilon`, in (0, 0.5): what the labels leave to the rejected answer. At 0 the
+        loss would be infinite.
 
     Returns:
       Losses `[...]`, float32 or wider.
@@ -279,8 +279,8 @@ def exo_pair(
       ValueError: if shapes differ, or a hyperparameter is out of range.
 
     References:
-      Ji et al., *Towards Efficient Exact Optimization of Language Model Alignment*, 2024, arXiv 2402.00856. Defaults:
-      TRL's, which replaces an :math:`\epsilon` of 0 by 1e-3.
+      Ji et al., *Towards Efficient Exact Optimization of Language Model Alignment*, 2024, arXiv 2402.00856. Default
+      of `label_smoothing`: what the paper recommends; of `beta`: TRL's.
     """
     function = "losses.preference.exo_pair"
     _inputs.positive(function, beta=beta)

@@ -28,7 +28,7 @@ __all__ = ["alphapo", "cpo", "orpo", "rrhf", "simpo", "slic"]
 def _nll(function: str, nll: Float[Array, "..."] | float | None, chosen: PerAnswer) -> PerAnswer:
     if nll is None:
         return -chosen
-    _checks.array(function, "nll", nll, kind="float")
+    _checks.array(function, "nll", nll, kind="number")
     _checks.broadcasts(function, "nll", nll, chosen, like_name="policy_chosen")
     return jnp.asarray(nll).astype(chosen.dtype)
 

@@ -1,6 +1,7 @@
 import inspect
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from pairs import drawn
@@ -61,3 +62,10 @@ def test_what_is_missing_or_unknown_is_named(run, named):
 def test_a_required_hyperparameter_is_asked_for_by_name():
     with pytest.raises(ValueError, match="argument `alpha`"):
         preference.pair_loss("r_dpo", drawn())
+
+
+def test_a_field_of_the_pairs_is_no_hyperparameter():
+    pairs = preference.Pairs(jnp.zeros(2), jnp.zeros(2))
+    with pytest.raises(ValueError, match=r"argument `nll` is given as a hyperparameter; allowed: .*pairs\.nll"):
+        preference.pair_loss("cpo", pairs, nll=0.0)
+    np.testing.assert_allclose(preference.pair_loss("cpo", pairs._replace(nll=jnp.ones(2))), np.log(2) + 1, rtol=1e-6)
