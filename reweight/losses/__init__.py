@@ -1,12 +1,13 @@
 """Losses: a value per example before any weight or reduction, one module a family."""
 
-from reweight.losses import adversarial, aggregate, classification, metric, ordinal, preference, survival
+from reweight.losses import adversarial, aggregate, binary, classification, metric, ordinal, preference, survival
 from reweight.losses.base import BatchLoss, of_sums
 
 __all__ = [
     "BatchLoss",
     "adversarial",
     "aggregate",
+    "binary",
     "classification",
     "metric",
     "of_sums",

@@ -34,6 +34,7 @@ class Case:
       stopped: arguments through which the function documents that no gradient flows.
       constant: float arguments that nobody differentiates (class counts, a floor).
       couples: an example's value depends on the other examples. False promises that it does not, for `"example"`.
+      surrogate: the gradient is documented to be another than that of the values; a test must say which.
       ordered: the order of the examples means something, so that no permutation is tried.
       extremes: the largest and smallest values of an argument, where they are not ±1e4; empty: leave it as drawn.
       empty: what comes back when all is masked: a number, or a function of the arrays.
@@ -64,6 +65,7 @@ class Case:
     stopped: tuple[str, ...] = ()
     constant: tuple[str, ...] = ()
     couples: bool = False
+    surrogate: bool = False
     ordered: bool = False
     extremes: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     empty: float | Callable[..., Any] = 0.0
@@ -110,13 +112,11 @@ class BatchLossCase(StatefulCase):
     What every such loss promises is checked without being asked for: given the statistics of a batch, its pieces have
     the losses and gradients of the batch.
 
-    Attributes:
-      surrogate: the gradient is not that of the values given the statistics, since an example's loss also carries
-        gradient of other examples' losses.
+    Its gradient is held to its values given the statistics; with `surrogate` an example's loss also carries gradient of
+    other examples' losses.
     """
 
     couples: bool = True
-    surrogate: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -129,7 +129,7 @@ def _differences(probe: Probe, outcomes: list[Outcome]) -> Findings:
         numeric, analytic = (plus.loss - minus.loss) / (2 * STEP), float(np.sum(base.grads[name] * direction))
         size = np.sqrt(np.sum((base.grads[name] * direction) ** 2))
         same = np.isfinite(analytic) and abs(numeric - analytic) <= 1e-5 * max(size, abs(numeric), 1e-2)
-        if not same and not getattr(probe.case, "surrogate", False):
+        if not same and not probe.case.surrogate:
             yield f"gradient of {name}: {analytic:.8g} along a direction in which finite differences give {numeric:.8g}"
         if not np.any(base.grads[name]):
             yield f"gradient of {name}: zero everywhere"
