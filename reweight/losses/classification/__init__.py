@@ -11,6 +11,7 @@ from reweight.losses.classification.distributionally_robust import (
 )
 from reweight.losses.classification.margin import (
     crammer_singer,
+    ldam,
     weston_watkins,
 )
 from reweight.losses.classification.noise_robust import (
@@ -29,10 +30,15 @@ from reweight.losses.classification.noise_robust import (
     symmetric_cross_entropy,
     truncation_mask,
 )
+from reweight.losses.classification.priors import (
+    LadeStatistics,
+    estimate_label_prior,
+    lade,
+    logit_adjusted_cross_entropy,
+)
 from reweight.losses.classification.softmax import (
     cross_entropy,
     focal_loss,
-    logit_adjusted_cross_entropy,
 )
 from reweight.losses.classification.spherical import (
     SPHERICAL_LOSSES,
@@ -56,6 +62,7 @@ from reweight.losses.classification.stable_softmax import (
 __all__ = [
     "SPHERICAL_LOSSES",
     "KernelSums",
+    "LadeStatistics",
     "SphericalStatistics",
     "aldr_kl",
     "asymmetric_generalized_cross_entropy",
@@ -66,10 +73,13 @@ __all__ = [
     "comp_sum_loss",
     "crammer_singer",
     "cross_entropy",
+    "estimate_label_prior",
     "focal_loss",
     "generalized_cross_entropy",
     "jensen_shannon",
     "kernel_sums",
+    "lade",
+    "ldam",
     "ldr_kl",
     "log_stablemax",
     "logit_adjusted_cross_entropy",

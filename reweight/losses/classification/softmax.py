@@ -1,14 +1,14 @@
-"""Cross-entropy of the softmax and what stands near it: focal loss, logits adjusted by the class frequencies."""
+"""Cross-entropy of the softmax, and focal loss."""
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float
 
 from reweight import _checks
 from reweight.losses.classification import _rows
 from reweight.losses.classification._rows import ClassMask, Labels, Logits
 
-__all__ = ["cross_entropy", "focal_loss", "logit_adjusted_cross_entropy"]
+__all__ = ["cross_entropy", "focal_loss"]
 
 
 def cross_entropy(
@@ -33,12 +33,13 @@ def cross_entropy(
       ValueError: if the shape of the labels is neither that of class ids nor that of probabilities, or their dtype does
         not go with their shape.
     """
-    return _cross_entropy("losses.cross_entropy", logits, labels, class_mask)
+    return named_cross_entropy("losses.cross_entropy", logits, labels, class_mask)
 
 
-def _cross_entropy(
+def named_cross_entropy(
     function: str, logits: Logits, labels: Labels | Float[Array, "*batch classes"], class_mask: ClassMask | None
 ) -> Float[Array, "*batch"]:
+    """`cross_entropy`, whose errors name another function that is made of it."""
     allowed = _rows.allowed(function, logits, class_mask)
     shape = jnp.shape(logits)
     if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
@@ -52,47 +53,6 @@ def _cross_entropy(
     known &= jnp.take_along_axis(allowed, safe[..., None], axis=-1)[..., 0]
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(_rows.centred(logits, allowed), safe, where=allowed)
     return jnp.where(known, losses, 0)
-
-
-def logit_adjusted_cross_entropy(
-    logits: Logits,
-    labels: Labels | Float[Array, "*batch classes"],
-    *,
-    class_counts: Num[Array, " classes"],
-    tau: float = 1.0,
-) -> Float[Array, "*batch"]:
-    r"""Cross-entropy of :math:`z_c + \tau \log(\pi_c + 10^{-9})` with the class frequencies :math:`\pi`, per example.
-
-    A model trained so gives logits for balanced classes: frequent classes no longer gain from being frequent. `tau=1`
-    is the balanced softmax, `tau=0` and equal counts are plain cross-entropy.
-
-    Args:
-      logits: `[..., C]`, any scale; unadjusted, as used at test time.
-      labels: integer class ids `[...]` or target probabilities `[..., C]`, as for `cross_entropy`.
-      class_counts: examples of each class in the training set `[C]`, non-negative, on any scale. A class without an
-        example has frequency 0, which the floor of 1e-9 keeps finite.
-      tau: strength of the adjustment, in [0, inf).
-
-    Returns:
-      Losses `[...]`, float32 or wider.
-
-    Raises:
-      ValueError: if the shapes do not fit, or `tau` is out of range.
-
-    References:
-      Menon et al., *Long-tail learning via logit adjustment*, 2021, arXiv 2007.07314. Ren et al., *Balanced
-      Meta-Softmax for Long-Tailed Visual Recognition*, 2020, arXiv 2007.10740. The floor is that of the released code
-      of Chen et al., *Rethinking the Bias of Foundation Model under Long-tailed Distribution*, 2025, arXiv 2501.15955.
-    """
-    function = "losses.logit_adjusted_cross_entropy"
-    _rows.allowed(function, logits)
-    _checks.array(function, "class_counts", class_counts, shape=jnp.shape(logits)[-1:], kind="number")
-    _checks.number(function, "tau", tau, low=0, open_high=True)
-    counts = jnp.asarray(class_counts).astype(_checks.accumulation_dtype(class_counts))
-    total = jnp.sum(counts)
-    log_prior = jnp.log(counts / jnp.where(total > 0, total, 1) + 1e-9)
-    scores = jnp.asarray(logits).astype(_checks.accumulation_dtype(logits)) + tau * log_prior
-    return _cross_entropy(function, scores, labels, None)
 
 
 def focal_loss(
@@ -125,7 +85,7 @@ def focal_loss(
     function = "losses.focal_loss"
     _checks.array(function, "labels", labels, kind="integer")
     _checks.number(function, "gamma", gamma, low=0, open_high=True)
-    loss = _cross_entropy(function, logits, labels, class_mask)
+    loss = named_cross_entropy(function, logits, labels, class_mask)
     missing = -jnp.expm1(-loss)
     positive = missing > 0
     # At p = 1 the power has no derivative for gamma < 1, and the loss is 0 with slope 0 for every gamma > 0.

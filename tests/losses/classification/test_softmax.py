@@ -12,7 +12,6 @@ from reweight.losses import classification
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 EFFECTIVE = json.loads((GOLDEN / "effective_number_and_focal.json").read_text())["cases"][:3]
-ADJUSTED = json.loads((GOLDEN / "logit_adjustment.json").read_text())["cases"]
 B, C = 4, 3
 
 logits_at_large = st.lists(st.floats(-30, 30, width=32), min_size=B * C, max_size=B * C)
@@ -143,58 +142,6 @@ def test_bfloat16_logits_give_float32_losses():
         losses = function(logits, LABELS)
         assert losses.dtype == jnp.float32
         np.testing.assert_allclose(losses, function(wide, LABELS), rtol=1e-6)
-
-
-@pytest.mark.parametrize("case", ADJUSTED, ids=range(len(ADJUSTED)))
-@pytest.mark.parametrize("tau", [1.0, 0.5])
-def test_logit_adjustment_agrees_with_the_golden_numbers(case, tau, x64):
-    logits, labels = jnp.array(case["inputs"]["logits"]), jnp.array(case["inputs"]["labels"])
-    counts = jnp.array(case["params"]["class_counts"])
-
-    def losses(x):
-        return classification.logit_adjusted_cross_entropy(x, labels, class_counts=counts, tau=tau)
-
-    name, expected = f"logit_adjusted_tau{tau}", case["expected"]
-    values, pullback = jax.vjp(jax.jit(losses), logits)
-    np.testing.assert_allclose(values, expected[f"{name}_per_example"], rtol=1e-9)
-    (grad,) = pullback(jnp.full_like(values, 1 / len(labels)))
-    np.testing.assert_allclose(grad, expected[f"grad_logits_{name}_mean"], rtol=1e-8)
-
-
-def test_without_strength_and_with_equal_counts_logit_adjustment_is_cross_entropy():
-    logits = np.random.default_rng(7).normal(size=(B, C)).astype(np.float32)
-    plain = classification.cross_entropy(logits, LABELS)
-    for counts, tau in ((np.float32([90, 9, 1]), 0.0), (np.full(C, 7), 1.0)):
-        adjusted = classification.logit_adjusted_cross_entropy(logits, LABELS, class_counts=counts, tau=tau)
-        np.testing.assert_allclose(adjusted, plain, rtol=1e-5)
-
-
-def test_the_scale_of_the_counts_does_not_matter():
-    logits = np.random.default_rng(8).normal(size=(B, C)).astype(np.float32)
-    counts = np.float32([90, 9, 1])
-    np.testing.assert_allclose(
-        classification.logit_adjusted_cross_entropy(logits, LABELS, class_counts=counts),
-        classification.logit_adjusted_cross_entropy(logits, LABELS, class_counts=1000 * counts),
-        rtol=1e-5,
-    )
-
-
-def test_no_counts_at_all_are_equal_counts():
-    logits = np.random.default_rng(9).normal(size=(B, C)).astype(np.float32)
-    adjusted = classification.logit_adjusted_cross_entropy(logits, LABELS, class_counts=np.zeros(C))
-    np.testing.assert_allclose(adjusted, classification.cross_entropy(logits, LABELS), rtol=1e-5)
-
-
-def test_the_best_adjusted_scores_are_those_of_balanced_classes():
-    # One feature value with class frequencies 8 : 1 : 1; a loss minimiser under adjustment has equal scores.
-    labels = jnp.array([0] * 8 + [1, 2])
-    counts = jnp.array([8.0, 1.0, 1.0])
-
-    def loss(scores):
-        logits = jnp.broadcast_to(scores, (10, 3))
-        return jnp.mean(classification.logit_adjusted_cross_entropy(logits, labels, class_counts=counts))
-
-    np.testing.assert_allclose(jax.jit(jax.grad(loss))(jnp.zeros(3)), 0, atol=1e-6)
 
 
 @pytest.mark.parametrize("case", EFFECTIVE, ids=range(len(EFFECTIVE)))
