@@ -9,8 +9,18 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from reweight import _checks
+from reweight.losses.classification import _rows
+from reweight.losses.classification._rows import Labels, Logits
+from reweight.losses.classification.composition import comp_sum_loss
 
-__all__ = ["barrier_attack", "barrier_objective", "hypergradient", "pgd_attack"]
+__all__ = [
+    "barrier_attack",
+    "barrier_objective",
+    "hypergradient",
+    "margin_shift",
+    "pgd_attack",
+    "smooth_comp_sum_loss",
+]
 
 Inputs = Float[Array, "batch *features"]
 LossFn = Callable[[Inputs], Float[Array, " batch"]]
@@ -149,6 +159,75 @@ def _uniform(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any, norm: Norm) 
     radius = jax.random.uniform(radius_key, (shape[0],), dtype) ** (1 / size)
     norms = _norms(direction)
     return direction / jnp.where(norms > 0, norms, 1) * _per_example(radius, direction)
+
+
+def margin_shift(logits: Logits, attacked_logits: Logits, labels: Labels) -> Float[Array, "*batch"]:
+    r"""By how far an attack moves the margins :math:`\Delta_c = z_y - z_c` of a label, in Euclidean norm, per example.
+
+    It is :math:`\sqrt{\|\Delta(x') - \Delta(x)\|^2 + 10^{-12}}`. An attack that maximises it starts away from x, where
+    its slope is 0:
+
+        still = jax.lax.stop_gradient(apply(params, x))
+        attacked = pgd_attack(key, lambda x: margin_shift(still, apply(params, x), labels), x, eps=eps, ...)
+        losses = smooth_comp_sum_loss(apply(params, x), apply(params, attacked), labels)
+
+    Args:
+      logits: of the examples `[..., C]`.
+      attacked_logits: of the attacked examples `[..., C]`.
+      labels: integer class ids `[...]`.
+
+    Returns:
+      Norms `[...]`, float32 or wider; 0 with zero gradient where the label is no class. The gradient flows to both
+      arrays of logits.
+
+    Raises:
+      ValueError: if the shapes do not fit, or the labels are not integers.
+
+    References:
+      Mao, Mohri and Zhong, *Cross-Entropy Loss Functions: Theoretical Analysis and Applications*, 2023, arXiv
+      2304.07288.
+    """
+    return _margin_shift("losses.margin_shift", logits, attacked_logits, labels)
+
+
+def _margin_shift(function: str, logits: Logits, attacked_logits: Logits, labels: Labels) -> Float[Array, "*batch"]:
+    clean = _rows.rows(function, logits, labels)
+    _checks.array(function, "attacked_logits", attacked_logits, shape=jnp.shape(logits), kind="float")
+    moved = _rows.rows(function, attacked_logits, labels).ahead() - clean.ahead()
+    return clean.losses(jnp.sqrt(jnp.sum(moved**2, axis=-1) + 1e-12))
+
+
+def smooth_comp_sum_loss(
+    logits: Logits, attacked_logits: Logits, labels: Labels, *, tau: float = 1.0, rho: float = 1.0, nu: float = 1.0
+) -> Float[Array, "*batch"]:
+    r"""Smooth adversarial comp-sum loss: `comp_sum_loss` of the clean logits plus :math:`\nu` times `margin_shift`.
+
+    With the attack that shifts the margins most, it bounds the comp-sum loss of the example under every attack, if `tau`
+    is 1 or more and `nu` is `1/rho` or more.
+
+    Args:
+      logits: of the examples `[..., C]`.
+      attacked_logits: of the attacked examples `[..., C]`, see `margin_shift` for the attack.
+      labels: integer class ids `[...]`.
+      tau: of `comp_sum_loss`, in [0, inf).
+      rho: of `comp_sum_loss`, in (0, inf).
+      nu: :math:`\nu`, weight of the shift, in [0, inf); 0 is the clean loss.
+
+    Returns:
+      Losses `[...]`, float32 or wider; 0 with zero gradient where the label is no class. The gradient flows to both
+      arrays of logits.
+
+    Raises:
+      ValueError: if the shapes do not fit, the labels are not integers, or a hyperparameter is out of range.
+
+    References:
+      Mao, Mohri and Zhong, *Cross-Entropy Loss Functions: Theoretical Analysis and Applications*, 2023, arXiv
+      2304.07288.
+    """
+    function = "losses.smooth_comp_sum_loss"
+    _checks.number(function, "nu", nu, low=0, open_high=True)
+    shift = _margin_shift(function, logits, attacked_logits, labels)
+    return comp_sum_loss(logits, labels, tau=tau, rho=rho) + nu * shift
 
 
 def _check_box(function: str, eps: float, barrier: float) -> None:

@@ -1,4 +1,4 @@
-"""Classification losses by family: composition, stable softmax."""
+"""Classification losses by family: composition, with attacks too, and stable softmax."""
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from conformance.cases.losses_classification import (
     an_unknown_label_costs_nothing,
     hard,
 )
+from reweight.losses import adversarial
 from reweight.losses import classification as losses
 
 LOGITS = {"logits": (np.zeros((4, CLASSES), int), np.float64(1.0))}
@@ -49,6 +50,22 @@ def bound(excess, tau, num_classes):
         return np.sqrt(2 * num_classes ** (tau - 1) * excess)
     return (tau - 1) * num_classes ** (tau - 1) * excess
 
+
+def attacked(rng, n):
+    return {**hard(rng, n), "attacked_logits": 2 * rng.normal(size=(n, CLASSES))}
+
+
+def margin_shift(logits, attacked_logits, labels):
+    moved = attacked_logits - logits
+    return np.sqrt(np.sum((moved - of_label(moved, labels)[:, None]) ** 2, -1) + 1e-12)
+
+
+def smooth_comp_sum(logits, attacked_logits, labels, tau, rho, nu):
+    return comp_sum(logits, labels, tau, rho) + nu * margin_shift(logits, attacked_logits, labels)
+
+
+OF_ATTACKS = {"inputs": attacked, "differentiable": ("logits", "attacked_logits")}
+ATTACKED = {"attacked_logits": (np.zeros((16, CLASSES + 1)), np.zeros((16, CLASSES), int)), **LOGITS}
 
 # -- stable softmax
 
@@ -115,6 +132,23 @@ CASES = [
             (losses.stablemax, stable),
             (losses.log_stablemax, lambda logits: np.log(stable(logits))),
         )
+    ),
+    Case(
+        function=adversarial.margin_shift,
+        **OF_ATTACKS,
+        reference=margin_shift,
+        invariants=SHIFTED,
+        bad=ATTACKED,
+    ),
+    Case(
+        function=adversarial.smooth_comp_sum_loss,
+        **OF_ATTACKS,
+        hyper={"tau": 1.6, "rho": 1.3, "nu": 0.7},
+        reference=smooth_comp_sum,
+        invariants=SHIFTED,
+        bad={"tau": (-0.1, np.inf), "rho": (0.0, np.inf), "nu": (-0.1, np.inf), **ATTACKED},
+        defaults={"tau": 1.0, "rho": 1.0, "nu": 1.0},
+        blames=("comp_sum_loss",),
     ),
     Case(
         function=losses.stablemax_cross_entropy,

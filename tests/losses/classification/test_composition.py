@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from labelled import arrays, assert_matches, drawn, golden, softmax, with_gradient
 
-from reweight.losses import classification
+from reweight.losses import adversarial, classification
 
-*LOSSES, GUARANTEES = golden("comp_sum_losses")
+*LOSSES, GUARANTEES, SMOOTH = golden("comp_sum_losses")
 TAUS = (0.0, 0.5, 1.0, 1.5, 1.7, 2.0, 3.0)
 loss = jax.jit(classification.comp_sum_loss)
 
@@ -108,3 +108,54 @@ def test_the_calibration_is_continuous_at_one(x64):
         for tau in (1 - step, 1 + step):
             came = classification.comp_sum_calibration(beta, tau=tau, num_classes=4)
             np.testing.assert_allclose(came, middle, atol=2 * step)
+
+
+# -- against attacks
+
+
+def test_the_smooth_adversarial_loss_agrees_with_the_golden_numbers(x64):
+    inputs, expected = SMOOTH["inputs"], SMOOTH["expected"]
+    logits, attacked = jnp.array(inputs["logits"]), jnp.array(inputs["logits_adv"])
+    hyper = {name: SMOOTH["params"][name] for name in ("tau", "rho", "nu")}
+    losses, pullback = jax.vjp(
+        lambda x, y: adversarial.smooth_comp_sum_loss(x, y, jnp.array(inputs["labels"]), **hyper), logits, attacked
+    )
+    np.testing.assert_allclose(losses, expected["smooth_adv_comp_sum"], rtol=1e-9)
+    for came, name in zip(pullback(jnp.ones(3)), ("logits", "logits_adv"), strict=True):
+        np.testing.assert_allclose(came, expected[f"grad_{name}_sum"], rtol=1e-8, atol=1e-10)
+
+
+def test_the_shift_is_that_of_the_margins_and_without_weight_the_loss_is_clean():
+    (logits, labels), (attacked, _) = drawn(4), drawn(5)
+    margins = [x[np.arange(6), labels][:, None] - x for x in (logits, attacked)]
+    shift = np.linalg.norm(margins[1] - margins[0], axis=-1)
+    np.testing.assert_allclose(adversarial.margin_shift(logits, attacked, labels), shift, rtol=1e-5)
+    # What moves all scores alike moves no margin.
+    np.testing.assert_allclose(adversarial.margin_shift(logits, logits + 3, labels), 1e-6, atol=1e-5)
+    hyper = {"tau": 1.5, "rho": 2.0}
+    clean = classification.comp_sum_loss(logits, labels, **hyper)
+    for nu in (0.0, 0.7):
+        came = adversarial.smooth_comp_sum_loss(logits, attacked, labels, nu=nu, **hyper)
+        np.testing.assert_allclose(came, clean + nu * shift, rtol=1e-5)
+
+
+def test_an_attack_finds_margins_that_move_far_and_the_loss_bounds_those_of_all_attacks():
+    weights, (x, labels) = np.random.default_rng(6).normal(size=(4, 5)).astype(np.float32), drawn(7, classes=4)
+    labels, still = labels % 5, x @ weights
+    attacks = [
+        adversarial.pgd_attack(
+            jax.random.key(seed),
+            lambda x: adversarial.margin_shift(still, x @ weights, labels),
+            x,
+            eps=0.3,
+            step_size=0.1,
+            steps=steps,
+            clip=None,
+        )
+        for seed, steps in ((0, 20), *((seed, 0) for seed in range(8)))
+    ]
+    shifts = [adversarial.margin_shift(still, attacked @ weights, labels) for attacked in attacks]
+    assert np.all(shifts[0] >= np.max(shifts[1:], axis=0))
+    bound = adversarial.smooth_comp_sum_loss(still, attacks[0] @ weights, labels)
+    for attacked in attacks:
+        assert np.all(bound >= classification.comp_sum_loss(attacked @ weights, labels))
