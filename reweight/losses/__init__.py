@@ -1,6 +1,16 @@
 """Losses: a value per example before any weight or reduction, one module a family."""
 
-from reweight.losses import adversarial, aggregate, binary, classification, metric, ordinal, preference, survival
+from reweight.losses import (
+    adversarial,
+    aggregate,
+    binary,
+    classification,
+    metric,
+    ordinal,
+    preference,
+    ranking,
+    survival,
+)
 from reweight.losses.base import BatchLoss, of_sums
 
 __all__ = [
@@ -13,5 +23,6 @@ __all__ = [
     "of_sums",
     "ordinal",
     "preference",
+    "ranking",
     "survival",
 ]
