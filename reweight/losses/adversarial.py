@@ -202,8 +202,8 @@ def smooth_comp_sum_loss(
 ) -> Float[Array, "*batch"]:
     r"""Smooth adversarial comp-sum loss: `comp_sum_loss` of the clean logits plus :math:`\nu` times `margin_shift`.
 
-    With the attack that shifts the margins most, it bounds the comp-sum loss of the example under every attack, if `tau`
-    is 1 or more and `nu` is `1/rho` or more.
+    With the attack that shifts the margins most, it bounds the comp-sum loss of the example under every attack, if
+    `tau` is 1 or more and `nu` is `1/rho` or more.
 
     Args:
       logits: of the examples `[..., C]`.
