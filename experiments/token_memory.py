@@ -103,7 +103,7 @@ LOWEST = 1e-8  # differences below are drawn there; that of float32 to the next 
 
 METRICS = (
     harness.Metric(
-        "curve_difference", "largest difference to the curve of logits", None, percent=True, digits=4, table="training"
+        "curve_difference", "largest difference to the curve of logits", None, percent=True, digits=5, table="training"
     ),
     harness.Metric("divergence", "divergence from the grammar, nats a review", "lower", digits=3, table="training"),
     harness.Metric("memory", "temporary memory, MiB", "lower", digits=0, table="gradient of the loss"),

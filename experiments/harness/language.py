@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from experiments.harness.command import Context
 from experiments.harness.seeds import train_seeds
-from reweight import decoding, models, parallel, tokens
+from reweight import decoding, models, parallel
 from reweight.data.sequences import SequenceBatch, SequenceTask
 from reweight.train import LossOutput, init_state, make_step, token_reduction
 
@@ -43,12 +43,9 @@ def log_probs_from_hidden(
     model: models.LanguageModel, params: Tree, hidden: Hidden, targets: Tokens, mask: Array
 ) -> LogProbs:
     """Log-probabilities of the targets by `tokens.token_statistics`; 0 where masked."""
-    kernel, layout = model.kernel(params)
-    found = tokens.token_statistics(
-        hidden, kernel, targets, mask=mask, kernel_layout=layout, logit_cap=model.config.logit_cap
-    )
-    assert found.log_probs is not None
-    return found.log_probs
+    log_probs = model.token_statistics(params, hidden, targets, mask=mask).log_probs
+    assert log_probs is not None
+    return log_probs
 
 
 class LanguageTraining(NamedTuple):
