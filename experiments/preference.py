@@ -36,7 +36,7 @@ BUDGET = 0.5  # nats: where frontiers are compared
 LANGUAGE_BUDGET = 0.5  # nats a review
 # Losses of the language model, with their knob; beta where they have one.
 LANGUAGE = {"dpo": 0.1, "ipo": 0.1, "bco": 0.1, "simpo": 2.0, "orpo": 1.0}
-TABLE_PROMPTS = 2  # of the table policy, a parameter an answer
+TABLE_PROMPTS = 4  # of the table policy, a parameter an answer
 
 
 class Setting(NamedTuple):
@@ -180,7 +180,7 @@ def _sampled(config: Config, setting: Setting, seed: int) -> Worlds:
 
 
 def _listed(config: Config, setting: Setting, seed: int) -> Worlds:
-    """A bandit of two prompts with all comparisons, and for features an indicator of each answer: a table."""
+    """A bandit of few prompts with all comparisons, and for features an indicator of each answer: a table."""
     bandit = bandits.make_bandit(np.random.default_rng(seed), prompts=TABLE_PROMPTS, coverage=setting.coverage)
     bandit = bandit._replace(features=np.eye(bandit.rewards.size).reshape(*bandit.rewards.shape, -1))
     arrays: dict[str, Any] = {}
@@ -414,7 +414,7 @@ CLAIMS = (
     harness.Claim("D'Oosterlinck et al. 2024, arXiv 2408.06266", "apo_zero", "dpo", "chosen_clean"),
     harness.Claim("Ji et al. 2024, arXiv 2402.00856", "exo_pair", "dpo", "within_clean"),
     harness.Claim("Melnyk et al. 2024, arXiv 2406.05882", "aot", "dpo", "within_clean"),
-    harness.Claim("Jung et al. 2024, arXiv 2404.04656", "bco", "kto", "within_clean"),
+    harness.Claim("Jung et al. 2024, arXiv 2404.04656", "bco", "bco_pair", "gap_exact", "lower"),
     harness.Claim("Lu et al. 2024, arXiv 2406.08414", "discopop", "dpo", "within_clean"),
     harness.Claim("Park et al. 2024, arXiv 2403.19159", "r_dpo", "dpo", "length_length", "lower"),
     harness.Claim("Park et al. 2024, arXiv 2403.19159", "r_dpo", "dpo", "within_length"),
