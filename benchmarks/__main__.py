@@ -2,9 +2,13 @@
 
 import argparse
 
-from benchmarks import import_time, optimizers
+from benchmarks import import_time, optimizers, token_statistics
 
-BENCHMARKS = {"import_time": import_time.main, "optimizers": optimizers.main}
+BENCHMARKS = {
+    "import_time": import_time.main,
+    "optimizers": optimizers.main,
+    "token_statistics": token_statistics.main,
+}
 
 
 def main() -> None:
