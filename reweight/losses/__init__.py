@@ -9,6 +9,7 @@ from reweight.losses import (
     ordinal,
     preference,
     ranking,
+    segmentation,
     survival,
 )
 from reweight.losses.base import BatchLoss, of_sums
@@ -24,5 +25,6 @@ __all__ = [
     "ordinal",
     "preference",
     "ranking",
+    "segmentation",
     "survival",
 ]
