@@ -129,7 +129,10 @@ def _reference_logits(plan: Plan, operands: Operands, start: int | Array, size: 
 
 
 def _bits(array: Array, dtype: jnp.dtype | None = None) -> Array:
-    """An array of 16-bit floats as integers, and back: XLA on CPU widens what it updates if it is of these floats."""
+    """An array of 16-bit floats as integers, and back.
+
+    XLA on CPU cannot cut or update an array of such floats, and would keep all of it in float32 besides.
+    """
     if array.dtype.itemsize != 2:
         return array
     return jax.lax.bitcast_convert_type(array, jnp.uint16 if dtype is None else dtype)
