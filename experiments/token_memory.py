@@ -39,6 +39,7 @@ __all__ = ["CLAIMS", "METHODS", "METRICS", "Config", "draw", "run"]
 TASK = sequences.Sentiment(max_clauses=3)
 SHAPE: Mapping[str, Any] = {"d_model": 64, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "d_ff": 128}
 PIECES = 8
+TRIALS = 3
 
 Hidden = Float[Array, "rows features"]
 Kernel = Float[Array, "vocabulary features"]
@@ -107,7 +108,7 @@ METRICS = (
     ),
     harness.Metric("divergence", "divergence from the grammar, nats a review", "lower", digits=3, table="training"),
     harness.Metric("memory", "temporary memory, MiB", "lower", digits=0, table="gradient of the loss"),
-    harness.Metric("milliseconds", "time, ms", "lower", digits=0, table="gradient of the loss"),
+    harness.Metric("milliseconds", "time, ms", "lower", digits=1, table="gradient of the loss"),
 )  # fmt: skip
 
 _claim = functools.partial(harness.Claim, "Wijmans et al. 2024, arXiv 2411.09009", direction="lower")
@@ -128,7 +129,7 @@ class Config(harness.Config):
 
     steps: int = 100
     """Training steps."""
-    batch_size: int = 32
+    batch_size: int = 16
     """Rows a step."""
     learning_rate: float = 3e-3
     """The learning rate at the start, after a short warm-up; it falls to 0 along a cosine."""
@@ -144,7 +145,7 @@ class Config(harness.Config):
     """Its vocabularies; the last one is that of the table."""
     timed_tokens: int = 512
     """Tokens of the gradient that is timed."""
-    timed_vocabulary: int = 16_384
+    timed_vocabulary: int = 8192
     """Its vocabulary."""
 
     def __post_init__(self) -> None:
@@ -194,7 +195,7 @@ def _memory(name: str, rows: int, vocabulary: int, features: int) -> float:
 
 
 def _times(names: tuple[str, ...], config: Config) -> dict[str, np.ndarray]:
-    """Milliseconds of the gradient by method, one for each seed's inputs; the methods take turns."""
+    """Milliseconds of the gradient by method, the least of a few trials for each seed's inputs; methods take turns."""
 
     def inputs(key: PRNGKeyArray) -> tuple[Hidden, Kernel, Targets]:
         hidden_key, kernel_key, target_key = jax.random.split(key, 3)
@@ -206,11 +207,15 @@ def _times(names: tuple[str, ...], config: Config) -> dict[str, np.ndarray]:
     taken: dict[str, list[float]] = {name: [] for name in names}
     for seed in range(-1, config.seeds):  # the first round compiles
         arrays = jax.block_until_ready(inputs(jax.random.key(max(seed, 0))))
+        trials: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(TRIALS):
+            for name in names:
+                start = time.perf_counter()
+                jax.block_until_ready(gradients[name](*arrays))
+                trials[name].append(1000 * (time.perf_counter() - start))
         for name in names:
-            start = time.perf_counter()
-            jax.block_until_ready(gradients[name](*arrays))
-            taken[name].append(1000 * (time.perf_counter() - start))
-    return {name: np.array(seconds[1:]) for name, seconds in taken.items()}
+            taken[name].append(min(trials[name]))
+    return {name: np.array(milliseconds[1:]) for name, milliseconds in taken.items()}
 
 
 def _train(name: str, config: Config, context: harness.Context) -> language.Trained:
