@@ -37,8 +37,6 @@ INFRASTRUCTURE = {
     "reweight.reduce.finish": "adding up parts",
     "reweight.reduce.weighted_mean": "the plain reduction",
     "reweight.reduce.weighted_sum": "the plain reduction",
-    "reweight.tokens.token_statistics": "what losses of tokens are computed from",
-    "reweight.tokens.token_statistics_from_logits": "what losses of tokens are computed from",
     "reweight.weights.chain": "products of weightings",
     "reweight.weights.lookup": "values by id",
     "reweight.weights.max_weight_share": "a diagnostic of any weights",

@@ -91,7 +91,7 @@ def test_an_id_stands_for_one_paper(tmp_path):
 @pytest.mark.parametrize(
     ("query", "first"),
     [
-        ("noisy labels", "co_teaching"),
+        ("extremely noisy labels", "co_teaching"),
         ("worst group", "group_dro"),
         ("momentum scale-invariant weights", "7"),
         ("doubly robust", "10"),
@@ -117,7 +117,7 @@ def test_search_for_nonsense_finds_nothing(capsys):
 
 
 def test_search_prints_papers_and_functions(capsys):
-    assert main(["search", "noisy", "labels"]) == 0
+    assert main(["search", "extremely", "noisy", "labels"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("co_teaching: Co-teaching")
     assert "reweight.weights.small_loss" in printed
