@@ -102,6 +102,8 @@ class Config(harness.Config):
 
     table: ClassVar[tuple[str, ...]] = NAMES
 
+    seeds: int = 8
+    """How many seeds: they are 0, 1, 2, …, the same ones for every method. Eight fill a vector register."""
     prompts: int = 200
     """Prompts of the bandit."""
     pairs: int = 15
@@ -112,11 +114,11 @@ class Config(harness.Config):
     """Prompts a step; all of their comparisons are used."""
     learning_rate: float = 0.1
     """The learning rate at the start; it falls to 0 along a cosine."""
-    table_steps: int = 250
+    table_steps: int = 180
     """Steps of the table policy, each on all comparisons."""
     table_learning_rate: float = 0.3
     """Its learning rate at the start; it falls to 0 along a cosine."""
-    language_steps: int = 150
+    language_steps: int = 100
     """Steps of the language model on its pairs."""
     language_prompts: int = 512
     """Prompts of which it has a pair of reviews, and half as many on which it is evaluated."""
