@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from experiments import harness
 from experiments.envs.preference_learning import Method, View
 from experiments.harness.language import LanguageTraining, decoder_for, log_probs_from_hidden, train_language
-from reweight import decoding, models, parallel
+from reweight import _checks, decoding, models, parallel
 from reweight.data.sequences import Sentiment
 from reweight.losses import preference
 from reweight.train import LossOutput, TrainState, init_state, make_step
@@ -112,8 +112,10 @@ def _pairs(key: PRNGKeyArray, reference: Tree, number: int) -> dict[str, Array]:
     }
 
 
-def _unknown() -> NoReturn:
-    raise NotImplementedError("of sequences this is not known")
+def _of_all_answers() -> NoReturn:
+    """What a bandit's losses may ask of all the answers to a prompt, and a language model cannot tell."""
+    came = "with a loss that looks at all the answers to a prompt"
+    _checks.fail("experiments.learn_language", "methods", came, "losses of the log-probabilities of the two answers")
 
 
 def learn_language(
@@ -137,6 +139,9 @@ def learn_language(
 
     Returns:
       `reward`, the mean quality of reviews, and `kl`, in nats a review; at first those of the reference.
+
+    Raises:
+      ValueError: if a loss looks at all the answers to a prompt, which only a bandit can list.
     """
     training = LanguageTraining(MODEL, optax.adam(1e-2), config.reference_steps, batch_size=32, examples=4096)
     trained = train_language("reference", TASK, training, seeds=1, context=context, every=50)
@@ -159,9 +164,9 @@ def learn_language(
                 ratings=batch["quality"],
                 counted=jnp.ones_like(total, bool),
                 flip_rate=0.0,
-                mismatched=_unknown,
-                divergence=_unknown,
-                sum_squares=_unknown,
+                mismatched=_of_all_answers,
+                divergence=_of_all_answers,
+                sum_squares=_of_all_answers,
             )
             losses, states[name] = method.loss(view, jnp.asarray(knobs[i]), extra[name])
             total = total + losses

@@ -226,6 +226,12 @@ def test_a_language_model_learns_from_pairs_of_its_own_reviews():
     assert np.all(found["reward"][:, -1] > found["reward"][:, 0])
 
 
+def test_a_loss_that_looks_at_all_answers_is_none_for_a_language_model():
+    config = LanguageConfig(reference_steps=1, prompts=16, steps=1, evaluations=1, reviews=8)
+    with pytest.raises(ValueError, match="argument `methods` is with a loss that looks at all the answers to a prompt"):
+        learn_language({"wpo": METHODS["pairs"]["wpo"]}, [0.1], config, seeds=1, mesh=None, context=harness.Context())
+
+
 @pytest.mark.parametrize(("option", "value"), [("--batch-size", "1"), ("--prompts", "1"), ("--learning-rate", "0")])
 def test_a_wrong_option_is_one_line_that_names_it(option, value, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
