@@ -27,6 +27,7 @@ from experiments.envs.preference_language import LanguageConfig, learn_language
 from experiments.envs.preference_learning import Method, bandit_arrays, learn, policies, within_budget
 from experiments.envs.preference_methods import BETAS, DEFAULT, METHODS, NOT_OF_SINGLE_PAIRS, RATED
 from experiments.harness import figures
+from experiments.harness.config import padded_seeds
 from reweight import _checks, parallel
 
 __all__ = ["CLAIMS", "METRICS", "SETTINGS", "Config", "draw", "frontier", "run"]
@@ -195,10 +196,10 @@ def _listed(config: Config, setting: Setting, seed: int) -> Worlds:
 
 
 def _worlds(
-    config: Config, make: Callable[[Config, Setting, int], Worlds], settings: Iterable[Setting], seeds: int
+    config: Config, make: Callable[[Config, Setting, int], Worlds], settings: Iterable[Setting], seeds: np.ndarray
 ) -> Worlds:
     """The worlds of all seeds and settings; on a mesh the seeds lie side by side on its axis `data`."""
-    worlds = [[make(config, setting, seed) for setting in settings] for seed in range(seeds)]
+    worlds = [[make(config, setting, seed) for setting in settings] for seed in seeds.tolist()]
 
     def stacked(axis: int, trees: list[list[Any]]) -> Any:
         return jax.tree.map(
@@ -290,8 +291,8 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
     context = harness.Context() if context is None else context
     values: dict[str, dict[str, np.ndarray]] = {name: {} for name in config.chosen}
     curves: dict[str, np.ndarray] = {}
-    seeds = _num_seeds(config)
-    keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
+    seeds = _seeds(config)
+    keys = jax.vmap(jax.random.key)(seeds)
     worlds = _worlds(config, _sampled, SETTINGS.values(), seeds)
     populations = _worlds(config, _listed, POPULATION.values(), seeds)
     language = {name: METHODS["pairs"][name] for name in config.chosen if name in LANGUAGE}
@@ -348,7 +349,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
 
         if language:
             knobs = [LANGUAGE[name] for name in language]
-            found = learn_language(language, knobs, spoken, seeds=config.seeds, mesh=config.mesh, context=inner)
+            found = learn_language(language, knobs, spoken, seeds=config.seed_numbers, mesh=config.mesh, context=inner)
             reward, kl = found["reward"] - found["reward"][:, :1], found["kl"]
             for i, name in enumerate(language):
                 curves |= {f"language_reward/{name}": reward[..., i], f"language_kl/{name}": kl[..., i]}
@@ -368,10 +369,10 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
     )
 
 
-def _num_seeds(config: Config) -> int:
-    """How many seeds are run: on a mesh as many as its axis `data` divides, of which the last are not looked at."""
+def _seeds(config: Config) -> np.ndarray:
+    """The seeds that are run: on a mesh as many as its axis `data` divides, of which the last are not looked at."""
     size = 1 if config.mesh is None else parallel.make_mesh(config.mesh).shape["data"]
-    return -(-config.seeds // size) * size
+    return padded_seeds(config.seed_numbers, size)
 
 
 def _numbers(tree: dict[str, Array], config: Config) -> dict[str, np.ndarray]:

@@ -119,8 +119,8 @@ class Config(harness.ClassifierConfig):
 
     @classmethod
     def smoke(cls) -> Self:
-        """Two seeds, one method, a few steps."""
-        return cls(seeds=2, methods=("sgdp",), steps=20, sphere_seeds=3, sphere_steps=20)
+        """Two seeds, two methods, a few steps."""
+        return cls(seeds=2, methods=("sgdp", "adamp"), steps=20, sphere_seeds=3, sphere_steps=20)
 
 
 class Descent(NamedTuple):
@@ -187,7 +187,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
     context = harness.Context() if context is None else context
     values: dict[str, dict[str, np.ndarray]] = {name: {} for name in config.chosen}
     curves: dict[str, np.ndarray] = {}
-    keys = jax.random.split(jax.random.key(0), config.sphere_seeds)
+    keys = jax.random.split(jax.random.key(config.first_seed), config.sphere_seeds)
     rates = jnp.array(SPHERE_RATES)
     for name in config.chosen:
         if not METHODS[name].on_sphere:

@@ -205,8 +205,8 @@ def _times(names: tuple[str, ...], config: Config) -> dict[str, np.ndarray]:
 
     gradients = {name: _gradient(name) for name in names}
     taken: dict[str, list[float]] = {name: [] for name in names}
-    for seed in range(-1, config.seeds):  # the first round compiles
-        arrays = jax.block_until_ready(inputs(jax.random.key(max(seed, 0))))
+    for seed in [config.first_seed, *config.seed_numbers]:  # the first round compiles
+        arrays = jax.block_until_ready(inputs(jax.random.key(seed)))
         trials: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(TRIALS):
             for name in names:
@@ -238,7 +238,7 @@ def _train(name: str, config: Config, context: harness.Context) -> language.Trai
     )
     every = max(1, config.steps // 50)
     return language.train_language(
-        name, TASK, training, seeds=config.seeds, mesh=config.mesh, context=context, every=every
+        name, TASK, training, seeds=config.seed_numbers, mesh=config.mesh, context=context, every=every
     )
 
 

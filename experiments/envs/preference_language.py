@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from experiments import harness
 from experiments.envs.preference_learning import Method, View
+from experiments.harness.config import padded_seeds
 from experiments.harness.language import LanguageTraining, decoder_for, log_probs_from_hidden, train_language
 from reweight import _checks, decoding, models, parallel
 from reweight.data.sequences import Sentiment
@@ -123,7 +124,7 @@ def learn_language(
     knobs: Sequence[float],
     config: LanguageConfig,
     *,
-    seeds: int,
+    seeds: Sequence[int] | np.ndarray,
     mesh: str | None,
     context: harness.Context,
 ) -> dict[str, Float[np.ndarray, "seeds evaluations methods"]]:
@@ -133,7 +134,7 @@ def learn_language(
       methods: losses of pairs, by name.
       knobs: of each of them.
       config: how large the runs are.
-      seeds: how many: 0, 1, 2, ….
+      seeds: their numbers.
       mesh: devices among which the seeds are divided along the axis `data`. Default: one device.
       context: where to write and whom to tell of progress.
 
@@ -144,11 +145,11 @@ def learn_language(
       ValueError: if a loss looks at all the answers to a prompt, which only a bandit can list.
     """
     training = LanguageTraining(MODEL, optax.adam(1e-2), config.reference_steps, batch_size=32, examples=4096)
-    trained = train_language("reference", TASK, training, seeds=1, context=context, every=50)
+    trained = train_language("reference", TASK, training, seeds=[0], context=context, every=50)
     reference = jax.tree.map(lambda x: x[0], trained.params)
     devices = None if mesh is None else parallel.make_mesh(mesh)
     shards = 1 if devices is None else devices.shape["data"]
-    keys = jax.vmap(jax.random.key)(jnp.arange(-(-seeds // shards) * shards))
+    keys = jax.vmap(jax.random.key)(padded_seeds(seeds, shards))
     keys = jax.device_put(keys, None if devices is None else parallel.batch_sharding(devices))
 
     def loss_fn(params: Tree, extra: Tree, batch: Mapping[str, Array], key: PRNGKeyArray) -> LossOutput:
@@ -205,7 +206,7 @@ def learn_language(
     )
 
     def after(reference: float, later: np.ndarray) -> np.ndarray:
-        return np.concatenate([np.full((seeds, 1, len(methods)), reference), later[:seeds]], axis=1)
+        return np.concatenate([np.full((len(seeds), 1, len(methods)), reference), later[: len(seeds)]], axis=1)
 
     return {
         "reward": after(float(jnp.mean(arrays["quality"])), found["reward"]),

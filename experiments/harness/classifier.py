@@ -21,6 +21,7 @@ from experiments.harness import config as configs
 from experiments.harness.command import Context
 from experiments.harness.seeds import train_seeds
 from reweight import _checks, data, models, parallel
+from reweight.losses import BatchLoss
 from reweight.train import (
     Checkpointer,
     JsonlWriter,
@@ -85,15 +86,21 @@ class Training(NamedTuple):
 
     Attributes:
       optimizer: an optax transformation.
-      loss: `(logits, labels) -> losses`.
+      loss: `(logits, labels) -> losses`; or a `BatchLoss`, which gets `logits` and the arrays of the batch, among them
+        `labels` and the examples' `indices`.
       weighting: how the losses are weighted; None for equal weights.
       measure: `(params before, params after) -> named scalars`, measured at every step; None for nothing.
     """
 
     optimizer: optax.GradientTransformation
-    loss: LossFn
+    loss: LossFn | BatchLoss
     weighting: Weighting | None = None
     measure: MeasureFn | None = None
+
+    @property
+    def batch_loss(self) -> BatchLoss | None:
+        """The loss, if it is one with a statistic."""
+        return self.loss if isinstance(self.loss, BatchLoss) else None
 
 
 class Outcome(NamedTuple):
@@ -153,7 +160,7 @@ class Problem:
             model = models.functional(self._build(_keys(seed).model))
             return model.params, model.extra
 
-        return jax.jit(jax.vmap(one))(jnp.arange(self.config.seeds))
+        return jax.jit(jax.vmap(one))(self.config.seed_numbers)
 
     def _hits(self, params: Tree, extra: Tree, batch: Mapping[str, Array]) -> Float[Array, "2 classes"]:
         """Of each class, how many examples of a batch are classified rightly and how many there are."""
@@ -178,9 +185,10 @@ class Problem:
         def loss_fn(params: Tree, extra: Tree, batch: Mapping[str, Array], key: PRNGKeyArray) -> LossOutput:
             mask = batch.get("mask")
             logits, extra = self._apply(params, extra, batch["inputs"], train=True, key=key, mask=mask)
-            return LossOutput(training.loss(logits, batch["labels"]), {"logits": logits}, extra)
+            losses = None if isinstance(training.loss, BatchLoss) else training.loss(logits, batch["labels"])
+            return LossOutput(losses, {"logits": logits}, extra)
 
-        step = make_step(loss_fn, training.optimizer, weighting=training.weighting)
+        step = make_step(loss_fn, training.optimizer, loss=training.batch_loss, weighting=training.weighting)
         if training.measure is None:
             return step
         measure = training.measure
@@ -195,14 +203,14 @@ class Problem:
         """Trains a method over all seeds, or goes on where the run was interrupted."""
         if self.config.on_device:
             return self._at_once(method, training)
-        outcomes = [self._alone(method, training, seed) for seed in range(self.config.seeds)]
+        outcomes = [self._alone(method, training, seed) for seed in self.config.seed_numbers.tolist()]
         metrics = {name: np.stack([o.metrics[name] for o in outcomes]) for name in outcomes[0].metrics}
         return Outcome(np.stack([o.recalls for o in outcomes]), metrics, outcomes[0].steps)
 
     @functools.cached_property
     def _arrays(self) -> dict[str, Array]:
         """The training sets of all seeds `[seeds, n, ...]`."""
-        sets = [data.load(self._data(seed), "train") for seed in range(self.config.seeds)]
+        sets = [data.load(self._data(seed), "train") for seed in self.config.seed_numbers.tolist()]
         return {name: jnp.stack([s[name] for s in sets]) for name in ("inputs", "labels")}
 
     @functools.cached_property
@@ -212,9 +220,9 @@ class Problem:
 
     def _at_once(self, method: str, training: Training) -> Outcome:
         config = self.config
-        keys = jax.vmap(_keys)(jnp.arange(config.seeds))
-        start = functools.partial(init_state, optimizer=training.optimizer, weighting=training.weighting)
-        state = jax.jit(jax.vmap(lambda params, extra, key: start(params, extra, key=key)))(*self.initial, keys.run)
+        keys = jax.vmap(_keys)(jnp.asarray(config.seed_numbers))
+        start = functools.partial(_state, training)
+        state = jax.jit(jax.vmap(start))(*self.initial, keys.run)
         state, metrics = train_seeds(
             method,
             self._step(training),
@@ -234,8 +242,8 @@ class Problem:
     def _alone(self, method: str, training: Training, seed: int) -> Outcome:
         config, context = self.config, self.context
         mesh = self._mesh
-        params, extra = jax.tree.map(lambda x: x[seed], self.initial)
-        state = init_state(params, extra, training.optimizer, training.weighting, _keys(seed).run)
+        params, extra = jax.tree.map(lambda x: x[seed - config.first_seed], self.initial)
+        state = _state(training, params, extra, _keys(seed).run)
         name = f"{method}-{seed}"
         path = context.path
         if path is None:
@@ -274,6 +282,10 @@ class Problem:
             if key.startswith("train/")
         }
         return Outcome(right / count, metrics, np.array([record["step"] for record in records]))
+
+
+def _state(training: Training, params: Tree, extra: Tree, key: PRNGKeyArray) -> TrainState:
+    return init_state(params, extra, training.optimizer, training.weighting, key, loss=training.batch_loss)
 
 
 class _Keys(NamedTuple):

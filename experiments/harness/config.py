@@ -6,12 +6,13 @@ import pathlib
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Generic, Self, TypeVar
 
+import numpy as np
 import tyro
 
 from experiments.harness import folder
 from reweight import _checks
 
-__all__ = ["FUNCTION", "Config", "Options", "parse"]
+__all__ = ["FUNCTION", "Config", "Options", "padded_seeds", "parse"]
 
 FUNCTION = "experiments.Config"  # what error messages call a config
 
@@ -21,7 +22,9 @@ class Config:
     """What decides the numbers of a run. An experiment adds its own fields."""
 
     seeds: int = 10
-    """How many seeds: they are 0, 1, 2, …, the same ones for every method."""
+    """How many seeds: numbers in a row, the same ones for every method."""
+    first_seed: int = 0
+    """The first of them."""
     methods: tuple[str, ...] = ()
     """The methods to run, by name. Default: all."""
     mesh: str | None = None
@@ -32,8 +35,14 @@ class Config:
 
     def __post_init__(self) -> None:
         _checks.number(FUNCTION, "seeds", self.seeds, low=1, integer=True)
+        _checks.number(FUNCTION, "first_seed", self.first_seed, low=0, integer=True)
         for name in self.methods:
             _checks.choice(FUNCTION, "methods", name, tuple(self.table))
+
+    @property
+    def seed_numbers(self) -> np.ndarray:
+        """The seeds `[seeds]`."""
+        return np.arange(self.first_seed, self.first_seed + self.seeds)
 
     @property
     def chosen(self) -> tuple[str, ...]:
@@ -44,6 +53,12 @@ class Config:
     def smoke(cls) -> Self:
         """The smallest config that goes through everything, in seconds."""
         return cls(seeds=2)
+
+
+def padded_seeds(seeds: Sequence[int] | np.ndarray, multiple: int) -> np.ndarray:
+    """The seeds, and of those after them as many as are needed for a mesh that divides them by `multiple`."""
+    missing = -len(seeds) % multiple
+    return np.concatenate([np.asarray(seeds), np.max(seeds) + 1 + np.arange(missing)])
 
 
 C = TypeVar("C", bound=Config)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from experiments.harness.command import Context
+from experiments.harness.config import padded_seeds
 from experiments.harness.seeds import train_seeds
 from reweight import decoding, models, parallel
 from reweight.data.sequences import SequenceBatch, SequenceTask
@@ -112,7 +113,7 @@ def train_language(
     task: SequenceTask,
     training: LanguageTraining,
     *,
-    seeds: int,
+    seeds: Sequence[int] | np.ndarray,
     mesh: str | None = None,
     context: Context | None = None,
     every: int = 10,
@@ -126,7 +127,7 @@ def train_language(
       method: the name under which files are written and progress is told.
       task: what is learnt.
       training: how.
-      seeds: how many: 0, 1, 2, ….
+      seeds: their numbers.
       mesh: devices among which the seeds are divided along the axis `data`, such as `"data=8"`. Default: one device.
       context: where to write and whom to tell of progress.
       every: steps between two records of the metrics on disk.
@@ -137,9 +138,7 @@ def train_language(
     devices = None if mesh is None else parallel.make_mesh(mesh)
     # On a mesh as many seeds run as divide it evenly; the last ones are not looked at.
     shards = 1 if devices is None else devices.shape["data"]
-    keys = jax.vmap(lambda seed: _Keys(*jax.random.split(jax.random.key(seed), 4)))(
-        jnp.arange(-(-seeds // shards) * shards)
-    )
+    keys = jax.vmap(lambda seed: _Keys(*jax.random.split(jax.random.key(seed), 4)))(padded_seeds(seeds, shards))
     keys = jax.device_put(keys, None if devices is None else parallel.batch_sharding(devices))
     model = _functions(training.config)
 
@@ -163,8 +162,8 @@ def train_language(
         stacked_arrays=True,
         every=every,
     )
-    params = jax.tree.map(lambda x: x[:seeds], state.params)
-    return Trained(params, training.config, {name: x[:seeds] for name, x in metrics.items()})
+    params = jax.tree.map(lambda x: x[: len(seeds)], state.params)
+    return Trained(params, training.config, {name: x[: len(seeds)] for name, x in metrics.items()})
 
 
 def answer_log_probs(trained: Trained, batch: SequenceBatch) -> Float[np.ndarray, "seeds n"]:

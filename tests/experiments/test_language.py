@@ -23,7 +23,7 @@ def training(steps, **changes):
 
 @pytest.fixture(scope="module")
 def trained():
-    return language.train_language("tiny", TASK, training(6), seeds=2)
+    return language.train_language("tiny", TASK, training(6), seeds=range(2))
 
 
 def test_a_decoder_for_a_task_has_its_vocabulary_and_length():
@@ -47,7 +47,7 @@ def test_the_loss_is_the_mean_over_the_tokens_of_the_answers(trained):
 
 
 def test_seeds_on_a_mesh_are_those_side_by_side(trained):
-    spread = language.train_language("tiny", TASK, training(6), seeds=2, mesh="data=8")
+    spread = language.train_language("tiny", TASK, training(6), seeds=range(2), mesh="data=8")
     np.testing.assert_allclose(spread.metrics["loss"], trained.metrics["loss"], rtol=1e-4)
     assert jax.tree.leaves(spread.params)[0].shape[0] == 2
 
@@ -63,8 +63,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(trained, tmp_path):
     step = training(6)
     context = harness.Context(path=tmp_path, tick=killed_later)
     with pytest.raises(Killed):
-        language.train_language("tiny", TASK, step, seeds=2, context=context)
-    resumed = language.train_language("tiny", TASK, step, seeds=2, context=harness.Context(path=tmp_path))
+        language.train_language("tiny", TASK, step, seeds=range(2), context=context)
+    resumed = language.train_language("tiny", TASK, step, seeds=range(2), context=harness.Context(path=tmp_path))
     jax.tree.map(np.testing.assert_array_equal, resumed.params, trained.params)
     np.testing.assert_array_equal(resumed.metrics["loss"], trained.metrics["loss"])
 
@@ -89,7 +89,7 @@ def test_the_smallest_decoder_learns_to_add_in_four_hundred_steps():
     schedule = optax.warmup_cosine_decay_schedule(0, 5e-3, 50, steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
     config = language.decoder_for(task)
-    learnt = language.train_language("adder", task, language.LanguageTraining(config, optimizer, steps), seeds=1)
+    learnt = language.train_language("adder", task, language.LanguageTraining(config, optimizer, steps), seeds=[0])
     size = sum(x[0].size for x in jax.tree.leaves(learnt.params))
     assert 0.15e6 < size < 0.25e6
     assert language.exact_accuracy(learnt, task)[0] > 0.9

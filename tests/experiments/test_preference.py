@@ -219,7 +219,7 @@ def test_on_a_mesh_the_seeds_are_divided_and_the_numbers_stay(finished):
 def test_a_language_model_learns_from_pairs_of_its_own_reviews():
     config = LanguageConfig(reference_steps=60, prompts=128, steps=30, evaluations=2, reviews=256, learning_rate=3e-3)
     methods = {name: METHODS["pairs"][name] for name in ("simpo", "orpo")}
-    found = learn_language(methods, [2.0, 1.0], config, seeds=1, mesh=None, context=harness.Context())
+    found = learn_language(methods, [2.0, 1.0], config, seeds=[0], mesh=None, context=harness.Context())
     assert found["kl"].shape == found["reward"].shape == (1, 3, 2)
     np.testing.assert_array_equal(found["kl"][:, 0], 0)
     assert np.all(found["kl"][:, -1] > 0)
@@ -229,7 +229,7 @@ def test_a_language_model_learns_from_pairs_of_its_own_reviews():
 def test_a_loss_that_looks_at_all_answers_is_none_for_a_language_model():
     config = LanguageConfig(reference_steps=1, prompts=16, steps=1, evaluations=1, reviews=8)
     with pytest.raises(ValueError, match="argument `methods` is with a loss that looks at all the answers to a prompt"):
-        learn_language({"wpo": METHODS["pairs"]["wpo"]}, [0.1], config, seeds=1, mesh=None, context=harness.Context())
+        learn_language({"wpo": METHODS["pairs"]["wpo"]}, [0.1], config, seeds=[0], mesh=None, context=harness.Context())
 
 
 @pytest.mark.parametrize(("option", "value"), [("--batch-size", "1"), ("--prompts", "1"), ("--learning-rate", "0")])
