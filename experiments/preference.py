@@ -27,8 +27,7 @@ from experiments.envs.preference_language import LanguageConfig, learn_language
 from experiments.envs.preference_learning import Method, bandit_arrays, learn, policies, within_budget
 from experiments.envs.preference_methods import BETAS, DEFAULT, METHODS, NOT_OF_SINGLE_PAIRS, RATED
 from experiments.harness import figures
-from experiments.harness.config import padded_seeds
-from reweight import _checks, parallel
+from reweight import _checks
 
 __all__ = ["CLAIMS", "METRICS", "SETTINGS", "Config", "draw", "frontier", "run"]
 
@@ -195,11 +194,9 @@ def _listed(config: Config, setting: Setting, seed: int) -> Worlds:
     return Worlds(bandit, arrays)
 
 
-def _worlds(
-    config: Config, make: Callable[[Config, Setting, int], Worlds], settings: Iterable[Setting], seeds: np.ndarray
-) -> Worlds:
-    """The worlds of all seeds and settings; on a mesh the seeds lie side by side on its axis `data`."""
-    worlds = [[make(config, setting, seed) for setting in settings] for seed in seeds.tolist()]
+def _worlds(config: Config, make: Callable[[Config, Setting, int], Worlds], settings: Iterable[Setting]) -> Worlds:
+    """The worlds of all seeds and settings."""
+    worlds = [[make(config, setting, seed) for setting in settings] for seed in config.seed_numbers.tolist()]
 
     def stacked(axis: int, trees: list[list[Any]]) -> Any:
         return jax.tree.map(
@@ -207,12 +204,10 @@ def _worlds(
             *[jax.tree.map(lambda *x: np.stack(x, axis), *of_settings) for of_settings in trees],
         )
 
-    found = Worlds(
+    return Worlds(
         stacked(0, [[world.bandits for world in of_settings] for of_settings in worlds]),
         stacked(1, [[world.arrays for world in of_settings] for of_settings in worlds]),
     )
-    mesh = None if config.mesh is None else parallel.make_mesh(config.mesh)
-    return jax.device_put(found, None if mesh is None else parallel.batch_sharding(mesh))
 
 
 def _measured(params: Array, bandit: bandits.Bandit, ranked: Array) -> dict[str, Array]:
@@ -291,10 +286,9 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
     context = harness.Context() if context is None else context
     values: dict[str, dict[str, np.ndarray]] = {name: {} for name in config.chosen}
     curves: dict[str, np.ndarray] = {}
-    seeds = _seeds(config)
-    keys = jax.vmap(jax.random.key)(seeds)
-    worlds = _worlds(config, _sampled, SETTINGS.values(), seeds)
-    populations = _worlds(config, _listed, POPULATION.values(), seeds)
+    keys = jax.vmap(jax.random.key)(config.seed_numbers)
+    worlds = _worlds(config, _sampled, SETTINGS.values())
+    populations = _worlds(config, _listed, POPULATION.values())
     language = {name: METHODS["pairs"][name] for name in config.chosen if name in LANGUAGE}
     spoken = LanguageConfig(
         steps=config.language_steps, prompts=config.language_prompts, reviews=config.language_prompts // 2
@@ -310,12 +304,13 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
                 learning_rate=config.learning_rate,
                 steps=config.steps,
                 batch_size=config.batch_size,
+                mesh=config.mesh,
                 context=inner,
             )
             for kind, methods in config.kinds.items()
         ]
         ranked = worlds.arrays[next(iter(config.kinds))]["ranked"]
-        measured = _numbers(_measure(jnp.concatenate(learnt, axis=1), worlds.bandits, ranked), config)
+        measured = jax.device_get(_measure(jnp.concatenate(learnt, axis=1), worlds.bandits, ranked))
         for i, name in enumerate(config.chosen):
             _record(values[name], curves, name, {key: x[:, i] for key, x in measured.items()})
 
@@ -333,13 +328,14 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
                 learning_rate=config.table_learning_rate,
                 steps=config.table_steps,
                 batch_size=TABLE_PROMPTS,
+                mesh=config.mesh,
                 context=inner,
                 knobs=[DEFAULT],
             )
             for kind, methods in tables.items()
         ]
         if learnt:
-            measured = _numbers(_measure_tables(jnp.concatenate(learnt, axis=1), populations.bandits), config)
+            measured = jax.device_get(_measure_tables(jnp.concatenate(learnt, axis=1), populations.bandits))
         for i, name in enumerate(name for methods in tables.values() for name in methods):
             for j, setting in enumerate(POPULATION):
                 # A rating is the reward: the annotator neither flips nor sharpens it.
@@ -356,7 +352,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
                 values[name]["language_reward"] = reward[:, -1, i]
                 values[name]["language_kl"] = kl[:, -1, i]
                 values[name]["language_within"] = frontier(kl[..., i], reward[..., i], LANGUAGE_BUDGET)
-    curves |= {f"{key}/optimum": x for key, x in _numbers(_optima(worlds.bandits), config).items()}
+    curves |= {f"{key}/optimum": x for key, x in jax.device_get(_optima(worlds.bandits)).items()}
     return harness.Results(
         experiment="preference",
         question=(__doc__ or "").splitlines()[0],
@@ -367,16 +363,6 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
         curves=curves,
         labels=LABELS,
     )
-
-
-def _seeds(config: Config) -> np.ndarray:
-    """The seeds that are run: on a mesh as many as its axis `data` divides, of which the last are not looked at."""
-    size = 1 if config.mesh is None else parallel.make_mesh(config.mesh).shape["data"]
-    return padded_seeds(config.seed_numbers, size)
-
-
-def _numbers(tree: dict[str, Array], config: Config) -> dict[str, np.ndarray]:
-    return {name: np.asarray(x)[: config.seeds] for name, x in tree.items()}
 
 
 def _record(

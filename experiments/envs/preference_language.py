@@ -18,9 +18,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from experiments import harness
 from experiments.envs.preference_learning import Method, View
-from experiments.harness.config import padded_seeds
 from experiments.harness.language import LanguageTraining, decoder_for, log_probs_from_hidden, train_language
-from reweight import _checks, decoding, models, parallel
+from reweight import _checks, decoding, models
 from reweight.data.sequences import Sentiment
 from reweight.losses import preference
 from reweight.train import LossOutput, TrainState, init_state, make_step
@@ -147,10 +146,7 @@ def learn_language(
     training = LanguageTraining(MODEL, optax.adam(1e-2), config.reference_steps, batch_size=32, examples=4096)
     trained = train_language("reference", TASK, training, seeds=[0], context=context, every=50)
     reference = jax.tree.map(lambda x: x[0], trained.params)
-    devices = None if mesh is None else parallel.make_mesh(mesh)
-    shards = 1 if devices is None else devices.shape["data"]
-    keys = jax.vmap(jax.random.key)(padded_seeds(seeds, shards))
-    keys = jax.device_put(keys, None if devices is None else parallel.batch_sharding(devices))
+    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
 
     def loss_fn(params: Tree, extra: Tree, batch: Mapping[str, Array], key: PRNGKeyArray) -> LossOutput:
         del key
@@ -203,10 +199,11 @@ def learn_language(
         every=10,
         eval_fn=lambda state: jax.vmap(evaluate)(state.params),
         eval_every=-(-config.steps // config.evaluations),
+        mesh=mesh,
     )
 
     def after(reference: float, later: np.ndarray) -> np.ndarray:
-        return np.concatenate([np.full((len(seeds), 1, len(methods)), reference), later[: len(seeds)]], axis=1)
+        return np.concatenate([np.full((len(seeds), 1, len(methods)), reference), later], axis=1)
 
     return {
         "reward": after(float(jnp.mean(arrays["quality"])), found["reward"]),

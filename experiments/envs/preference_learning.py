@@ -136,6 +136,7 @@ def learn(
     batch_size: int,
     context: harness.Context,
     knobs: Sequence[int] | None = None,
+    mesh: str | None = None,
 ) -> Float[Array, "seeds methods settings knobs features"]:
     """Trains a policy for every method, setting, knob and seed with Adam under a cosine, from the reference on.
 
@@ -150,6 +151,7 @@ def learn(
       batch_size: prompts a step; all their rankings are used.
       context: where to write and whom to tell of progress.
       knobs: which of the methods' knobs to run, by index. Default: all.
+      mesh: devices among which the seeds are divided along the axis `data`. Default: one device.
 
     Returns:
       The parameters.
@@ -226,5 +228,6 @@ def learn(
         context=context,
         stacked_arrays=True,
         every=max(1, steps // 20),
+        mesh=mesh,
     )
     return state.params

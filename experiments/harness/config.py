@@ -12,7 +12,7 @@ import tyro
 from experiments.harness import folder
 from reweight import _checks
 
-__all__ = ["FUNCTION", "Config", "Options", "padded_seeds", "parse"]
+__all__ = ["FUNCTION", "Config", "Options", "parse"]
 
 FUNCTION = "experiments.Config"  # what error messages call a config
 
@@ -53,12 +53,6 @@ class Config:
     def smoke(cls) -> Self:
         """The smallest config that goes through everything, in seconds."""
         return cls(seeds=2)
-
-
-def padded_seeds(seeds: Sequence[int] | np.ndarray, multiple: int) -> np.ndarray:
-    """The seeds, and of those after them as many as are needed for a mesh that divides them by `multiple`."""
-    missing = -len(seeds) % multiple
-    return np.concatenate([np.asarray(seeds), np.max(seeds) + 1 + np.arange(missing)])
 
 
 C = TypeVar("C", bound=Config)

@@ -12,9 +12,8 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from experiments.harness.command import Context
-from experiments.harness.config import padded_seeds
 from experiments.harness.seeds import train_seeds
-from reweight import decoding, models, parallel
+from reweight import decoding, models
 from reweight.data.sequences import SequenceBatch, SequenceTask
 from reweight.train import LossOutput, init_state, make_step, token_reduction
 
@@ -135,11 +134,7 @@ def train_language(
     Returns:
       The parameters of every seed, and the metrics of all steps.
     """
-    devices = None if mesh is None else parallel.make_mesh(mesh)
-    # On a mesh as many seeds run as divide it evenly; the last ones are not looked at.
-    shards = 1 if devices is None else devices.shape["data"]
-    keys = jax.vmap(lambda seed: _Keys(*jax.random.split(jax.random.key(seed), 4)))(padded_seeds(seeds, shards))
-    keys = jax.device_put(keys, None if devices is None else parallel.batch_sharding(devices))
+    keys = jax.vmap(lambda seed: _Keys(*jax.random.split(jax.random.key(seed), 4)))(jnp.asarray(seeds))
     model = _functions(training.config)
 
     def loss_fn(params: Tree, extra: Tree, batch: Any, key: PRNGKeyArray) -> LossOutput:
@@ -161,9 +156,9 @@ def train_language(
         context=Context() if context is None else context,
         stacked_arrays=True,
         every=every,
+        mesh=mesh,
     )
-    params = jax.tree.map(lambda x: x[: len(seeds)], state.params)
-    return Trained(params, training.config, {name: x[: len(seeds)] for name, x in metrics.items()})
+    return Trained(state.params, training.config, metrics)
 
 
 def answer_log_probs(trained: Trained, batch: SequenceBatch) -> Float[np.ndarray, "seeds n"]:
