@@ -5,6 +5,7 @@ from reweight.losses import (
     aggregate,
     binary,
     classification,
+    contrastive,
     distillation,
     metric,
     ordinal,
@@ -13,7 +14,7 @@ from reweight.losses import (
     segmentation,
     survival,
 )
-from reweight.losses.base import BatchLoss, of_sums
+from reweight.losses.base import BatchLoss, of_batch, of_sums
 
 __all__ = [
     "BatchLoss",
@@ -22,8 +23,10 @@ __all__ = [
     "binary",
     "classification",
     "distillation",
+    "contrastive",
     "metric",
     "of_sums",
+    "of_batch",
     "ordinal",
     "preference",
     "ranking",

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from reweight import _checks
 
-__all__ = ["BatchLoss", "of_sums"]
+__all__ = ["BatchLoss", "of_batch", "of_sums"]
 
 State = Any  # a pytree of arrays
 Statistics = Any  # a pytree of arrays
@@ -125,14 +125,8 @@ def of_sums(
     """
 
     def rows(given: dict[str, Any]) -> tuple[Any, Array]:
-        _checks.require(name, given, signals)
-        size = jnp.shape(given[signals[0]])[:1]
-        for signal in signals:
-            _checks.array(name, signal, given[signal], shape=size + (None,) * (jnp.ndim(given[signal]) - 1))
-        mask = given.get("mask")
-        _checks.mask(name, "mask", mask, jnp.zeros(size), like_name=f"the first axis of {signals[0]}")
-        kept = jnp.ones(size, bool) if mask is None else jnp.broadcast_to(jnp.asarray(mask) != 0, size)
-        added = terms(**{signal: _zeroed(given[signal], kept) for signal in signals})
+        values, kept = _rows(name, signals, given)
+        added = terms(**values)
         return jax.tree.map(lambda leaf: _zeroed(leaf, kept).astype(_checks.accumulation_dtype(leaf)), added), kept
 
     def statistics(state: tuple[()], **given: Any) -> tuple[_Linear, tuple[()]]:
@@ -150,6 +144,87 @@ def of_sums(
         return jnp.where(kept, statistics.value + statistics.examples * sum(moved), 0)
 
     return BatchLoss(lambda key=None: (), statistics, losses, signals)
+
+
+class _Coupled(NamedTuple):
+    """The losses of the batch, and the slopes of their sum in the float signals as rows."""
+
+    values: Float[Array, " batch"]
+    slopes: dict[str, Float[Array, "batch *rest"]]
+
+
+def of_batch(
+    function: Callable[..., Float[Array, " batch"]], *, signals: tuple[str, ...], name: str = "losses.of_batch"
+) -> BatchLoss:
+    r"""A loss that compares the examples of a batch with each other, exact in microbatches.
+
+    For contrastive losses, and all others whose gradient flows into several examples at once. The losses of the batch
+    and the slopes of their sum in the signals are the statistic. With :math:`f_j` the signals of example j, its loss is
+
+    .. math:: l_j + \Big(\nabla_{f_j} \sum_i l_i\Big) \cdot (f_j - \mathrm{sg}(f_j))
+
+    with the value :math:`l_j`. The sum over the batch, and so its mean, has value and gradient of the losses of the
+    whole batch; what a microbatch holds is its own examples only. A weight on an example scales all gradient that flows
+    through its signals, that of the other examples' losses included.
+
+    Args:
+      function: `function(**signals, mask=mask)`, the losses `[B]` of the whole batch, 0 where masked. It gets float
+        signals in float32 at least, with zeros where masked, and the mask as booleans.
+      signals: the names of the signals that `function` takes, the first of which gives the number of examples.
+      name: of the function that errors name.
+
+    Returns:
+      A `BatchLoss` without state.
+
+    Raises:
+      ValueError: at the call, if a signal is missing, or does not have a row an example.
+
+    References:
+      Gao et al., *Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup*, 2021, arXiv 2101.06983,
+      where slopes are stored in the same way.
+    """
+
+    def rows(given: dict[str, Any]) -> tuple[dict[str, Array], dict[str, Array], Array]:
+        values, kept = _rows(name, signals, given)
+        floats = {
+            signal: value.astype(_checks.accumulation_dtype(value))
+            for signal, value in values.items()
+            if jnp.issubdtype(value.dtype, jnp.floating)
+        }
+        return floats, {signal: value for signal, value in values.items() if signal not in floats}, kept
+
+    def statistics(state: tuple[()], **given: Any) -> tuple[_Coupled, tuple[()]]:
+        floats, others, kept = rows(given)
+
+        def total(floats: dict[str, Array]) -> tuple[Array, Array]:
+            values = function(**floats, **others, mask=kept)
+            _checks.array(name, "function(**signals)", values, shape=kept.shape, kind="float")
+            return jnp.sum(values), values
+
+        slopes, values = jax.grad(total, has_aux=True)(floats)
+        return _Coupled(values, slopes), state
+
+    def losses(statistics: _Coupled, **given: Any) -> Float[Array, " batch"]:
+        floats, _, kept = rows(given)
+        moved = [
+            jnp.sum((slope * (floats[signal] - jax.lax.stop_gradient(floats[signal]))).reshape(kept.size, -1), axis=1)
+            for signal, slope in statistics.slopes.items()
+        ]
+        return jnp.where(kept, statistics.values + sum(moved), 0)
+
+    return BatchLoss(lambda key=None: (), statistics, losses, signals)
+
+
+def _rows(name: str, signals: tuple[str, ...], given: dict[str, Any]) -> tuple[dict[str, Array], Array]:
+    """The signals of these names, with zeros where masked, and the mask as booleans."""
+    _checks.require(name, given, signals)
+    size = jnp.shape(given[signals[0]])[:1]
+    for signal in signals:
+        _checks.array(name, signal, given[signal], shape=size + (None,) * (jnp.ndim(given[signal]) - 1))
+    mask = given.get("mask")
+    _checks.mask(name, "mask", mask, jnp.zeros(size), like_name=f"the first axis of {signals[0]}")
+    kept = jnp.ones(size, bool) if mask is None else jnp.broadcast_to(jnp.asarray(mask) != 0, size)
+    return {signal: _zeroed(given[signal], kept) for signal in signals}, kept
 
 
 def _zeroed(values: Array, kept: Array) -> Array:

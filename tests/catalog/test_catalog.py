@@ -17,6 +17,7 @@ PAPERS = catalog.load()
 
 # Public functions that no paper proposes: what methods are built with.
 INFRASTRUCTURE = {
+    "reweight.losses.of_batch": "any loss that couples the examples of a batch",
     "reweight.losses.of_sums": "any loss of sums over the batch",
     "reweight.losses.preference.links.hinge": "a link of losses of pairs",
     "reweight.losses.preference.links.logistic": "the link of most losses of pairs",
