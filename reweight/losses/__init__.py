@@ -13,6 +13,7 @@ from reweight.losses import (
     ranking,
     segmentation,
     survival,
+    semi_supervised,
 )
 from reweight.losses.base import BatchLoss, of_batch, of_sums
 
@@ -33,3 +34,4 @@ __all__ = [
     "segmentation",
     "survival",
 ]
+    "semi_supervised",

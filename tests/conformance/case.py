@@ -84,11 +84,11 @@ class Case:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StatefulCase(Case):
-    """A function that makes something with a state, which is run over a few steps from `init()`.
+    """A function that makes something with a state: `init()`, and `update(state, **arrays) -> (values, state)`.
 
-    `reference(steps, **hyper)` gets a list of the arrays of each step and gives the list of values. Checked without
-    being asked for: zeros and an unchanged state for a batch that is masked altogether, a state that keeps its
-    structure.
+    It is run over a few steps. `reference(steps, **hyper)` gets a list of the arrays of each step and gives the list of
+    values. Checked without being asked for: zeros and an unchanged state for a batch that is masked altogether, a state
+    that keeps its structure.
     """
 
     mask: str | None = "mask"

@@ -469,7 +469,7 @@ def state(probe: Probe) -> Findings:
     with_more = jax.eval_shape(
         lambda arrays: probe.call(arrays, first)[0], {**cast(probe.arrays(), np.float32), **ignored}
     )
-    if with_more.shape != (N,):
+    if with_more.shape != ((N,) if probe.is_weighting or probe.is_batch_loss else probe.base().value.shape):
         yield f"for {N} examples comes the shape {with_more.shape}"
 
 
@@ -524,7 +524,7 @@ def errors(probe: Probe) -> Findings:
         if np.issubdtype(array.dtype, np.integer) and name not in case.free:
             yield from _refused(probe, {**arrays, name: array + 0.5}, hyper, (name,), f"{name} of floats")
     if probe.has_state:
-        for name in probe.made().signals:
+        for name in getattr(probe.made(), "signals", ()):
             without = {n: a for n, a in arrays.items() if n != name}
             yield from _refused(probe, without, hyper, (name,), f"without the signal {name}")
 

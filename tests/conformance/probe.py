@@ -171,7 +171,7 @@ class Probe:
         if self.is_weighting:
             signals = dict(arrays)
             return self.made(hyper).update(state, signals.pop("losses"), **signals)
-        if self.is_batch_loss:
+        if self.has_state:
             return self.made(hyper).update(state, **arrays)
         function = self.case.call or self.case.function
         return function(**arrays, **(self.case.hyper if hyper is None else hyper)), state
@@ -315,7 +315,7 @@ class Probe:
                 flags = {name: batched[name] for name in signals if name != "losses"}
                 weighting = parallel.over_axis_weighting(self.made(), "data", batched_in=flags)
                 return weighting.update(state, signals.pop("losses"), **signals)
-            if self.is_batch_loss:
+            if self.has_state:
                 flags = {name: batched[name] for name in arrays} | {"state": False}
                 update = parallel.over_axis(self.made().update, "data", batched_in=flags, batched_out=(True, False))
                 return update(state, **arrays)
