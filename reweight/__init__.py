@@ -1,6 +1,18 @@
 """Losses, weighting schemes and optimizers in JAX: every way of saying that one example counts more than another."""
 
-from reweight import decoding, losses, metrics, optim, parallel, reduce, regularizers, tokens, weights
+from reweight import adapt, decoding, losses, metrics, optim, parallel, reduce, regularizers, schedules, tokens, weights
 
-__all__ = ["decoding", "losses", "metrics", "optim", "parallel", "reduce", "regularizers", "tokens", "weights"]
+__all__ = [
+    "adapt",
+    "decoding",
+    "losses",
+    "metrics",
+    "optim",
+    "parallel",
+    "reduce",
+    "regularizers",
+    "schedules",
+    "tokens",
+    "weights",
+]
 __version__ = "0.1.0"

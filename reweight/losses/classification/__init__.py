@@ -39,6 +39,7 @@ from reweight.losses.classification.priors import (
 from reweight.losses.classification.softmax import (
     cross_entropy,
     focal_loss,
+    prediction_entropy,
 )
 from reweight.losses.classification.spherical import (
     SPHERICAL_LOSSES,
@@ -58,12 +59,24 @@ from reweight.losses.classification.stable_softmax import (
     stablemax,
     stablemax_cross_entropy,
 )
+from reweight.losses.classification.target_memory import (
+    RememberedTargets,
+    TargetMemory,
+    early_learning_penalty,
+    elr,
+    elr_plus,
+    progressive_targets,
+    ps_kd,
+    target_memory,
+)
 
 __all__ = [
     "SPHERICAL_LOSSES",
     "KernelSums",
     "LadeStatistics",
+    "RememberedTargets",
     "SphericalStatistics",
+    "TargetMemory",
     "aldr_kl",
     "asymmetric_generalized_cross_entropy",
     "asymmetric_unhinged",
@@ -73,6 +86,9 @@ __all__ = [
     "comp_sum_loss",
     "crammer_singer",
     "cross_entropy",
+    "early_learning_penalty",
+    "elr",
+    "elr_plus",
     "estimate_label_prior",
     "focal_loss",
     "generalized_cross_entropy",
@@ -88,6 +104,9 @@ __all__ = [
     "nce_aul",
     "nce_rce",
     "normalized_cross_entropy",
+    "prediction_entropy",
+    "progressive_targets",
+    "ps_kd",
     "reverse_cross_entropy",
     "robust_log_loss",
     "spherical_loss",
@@ -97,6 +116,7 @@ __all__ = [
     "stablemax",
     "stablemax_cross_entropy",
     "symmetric_cross_entropy",
+    "target_memory",
     "taylor_softmax_cross_entropy",
     "truncation_mask",
     "update_kernel_sums",

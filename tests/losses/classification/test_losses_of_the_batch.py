@@ -12,6 +12,8 @@ from reweight.train import LossOutput, init_state, make_step
 EXAMPLES, CLASSES = 16, 4
 LOSSES = {
     "aldr_kl": classification.aldr_kl(EXAMPLES, lam=2.0),
+    "elr": classification.elr(EXAMPLES, CLASSES),
+    "ps_kd": classification.ps_kd(EXAMPLES, CLASSES, share=lambda step: 0.4 * step),
     "lade": classification.lade(class_counts=np.array([9.0, 4.0, 2.0, 1.0]), weight=0.3),
 }
 OPTIMIZER = optax.sgd(0.3)
