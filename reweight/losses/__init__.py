@@ -12,8 +12,8 @@ from reweight.losses import (
     preference,
     ranking,
     segmentation,
-    survival,
     semi_supervised,
+    survival,
 )
 from reweight.losses.base import BatchLoss, of_batch, of_sums
 
@@ -23,15 +23,15 @@ __all__ = [
     "aggregate",
     "binary",
     "classification",
-    "distillation",
     "contrastive",
+    "distillation",
     "metric",
-    "of_sums",
     "of_batch",
+    "of_sums",
     "ordinal",
     "preference",
     "ranking",
     "segmentation",
+    "semi_supervised",
     "survival",
 ]
-    "semi_supervised",
