@@ -1,0 +1,310 @@
+"""What is lost when only the mean response of a bag of examples is known?
+
+Linear regression from bags of k, in closed form, at every interpolation between the loss of the bag's mean prediction
+(rho = 0) and the losses of its instances (rho = 1); the same where the means are released with noise that keeps every
+response private, so that large bags hide responses and small ones do not; and a network that learns labels from the
+share of positive ones in a bag. A seed draws the truth, the examples, the noise and the bags.
+
+The interpolation between the two ends is chosen without the seed that it is judged on: it is the one with the least
+mean risk over the other seeds.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments import harness
+from experiments.harness import figures
+from reweight import _checks, data, models
+from reweight.losses import aggregate
+from reweight.train import LossOutput, init_state, make_step
+
+__all__ = ["CLAIMS", "METHODS", "METRICS", "Config", "draw", "run"]
+
+PAPER = "Javanmard et al. 2024, arXiv 2401.11081"
+SIZES = (1, 2, 5, 10)
+EPSILONS = (0.2, 1.0, 10.0)
+RHOS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
+CLIP = 3.0  # covers 99.2 % of the responses of the private problem
+NETWORK_SIZE, NETWORK_RHOS = 16, (0.0, 0.003, 0.01, 0.03, 1.0)
+
+METHODS: dict[str, str] = {
+    "bag": "bag loss",
+    "instance": "instance loss",
+    "interpolated": "interpolated",
+    **{f"private_{size}": f"bags of {size}" for size in SIZES},
+}
+
+METRICS = (
+    *(
+        harness.Metric(f"risk_{size}", f"k = {size}", better="lower", digits=3, table="risk of linear regression")
+        for size in SIZES
+    ),
+    harness.Metric("accuracy", f"accuracy, k = {NETWORK_SIZE}", percent=True, digits=1, table="network"),
+    *(
+        harness.Metric(f"risk_eps{eps:g}", f"epsilon = {eps:g}", better="lower", digits=3, table="risk under privacy")
+        for eps in EPSILONS
+    ),
+)
+
+CLAIMS = (
+    harness.Claim(PAPER, "interpolated", "bag", "risk_2", "lower"),
+    harness.Claim(PAPER, "interpolated", "instance", "risk_2", "lower"),
+    harness.Claim(PAPER, "interpolated", "bag", "risk_5", "lower"),
+    harness.Claim(PAPER, "interpolated", "instance", "risk_5", "lower"),
+    harness.Claim(PAPER, "interpolated", "bag", "accuracy"),
+    harness.Claim(PAPER, "interpolated", "instance", "accuracy"),
+    harness.Claim(PAPER, "private_10", "private_1", "risk_eps0.2", "lower"),
+    harness.Claim(PAPER, "private_1", "private_10", "risk_eps10", "lower"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(harness.Config):
+    """The sizes of the problems."""
+
+    table: ClassVar[tuple[str, ...]] = tuple(METHODS)
+
+    examples: int = 600
+    """Examples of the linear problems, a multiple of 10."""
+    features: int = 100
+    """Features of the linear problem with exact means."""
+    private_features: int = 20
+    """Features of the one with noisy means."""
+    noise: float = 0.5
+    """Standard deviation of the responses given the features."""
+    steps: int = 300
+    """Training steps of the network."""
+    batch_size: int = 8
+    """Bags a step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("examples", "features", "private_features", "steps", "batch_size"):
+            _checks.number("experiments.Config", name, getattr(self, name), low=1, integer=True)
+        if self.examples % max(SIZES):
+            _checks.fail("experiments.Config", "examples", str(self.examples), f"a multiple of {max(SIZES)}")
+        _checks.number("experiments.Config", "noise", self.noise, low=0, open_high=True)
+
+    @classmethod
+    def smoke(cls) -> Self:
+        """Two seeds, two methods, small problems."""
+        return cls(seeds=2, methods=("bag", "interpolated"), examples=40, features=4, private_features=3, steps=8)
+
+
+class Linear(NamedTuple):
+    """A linear problem: features `[n, d]`, responses `[n]` and the coefficients `[d]` behind them."""
+
+    features: Float[Array, "n d"]
+    responses: Float[Array, " n"]
+    truth: Float[Array, " d"]
+
+
+def _linear(key: PRNGKeyArray, examples: int, features: int, noise: float) -> Linear:
+    """Standard normal features, and coefficients of length 1."""
+    of_truth, of_features, of_noise = jax.random.split(key, 3)
+    truth = jax.random.normal(of_truth, (features,))
+    truth /= jnp.linalg.norm(truth)
+    x = jax.random.normal(of_features, (examples, features))
+    return Linear(x, x @ truth + noise * jax.random.normal(of_noise, (examples,)), truth)
+
+
+def _risks(problem: Linear, means: Float[Array, " bags"], ids: Array) -> Float[Array, " rhos"]:
+    """The squared distance to the truth at every interpolation."""
+
+    def risk(rho: Array) -> Array:
+        found = aggregate.interpolated_ridge(problem.features, ids, means, rho=rho)  # type: ignore[arg-type]
+        return jnp.sum((found - problem.truth) ** 2)
+
+    return jax.vmap(risk)(jnp.array(RHOS))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+@functools.partial(jax.vmap, in_axes=(0, None, None))
+def _exact(key: PRNGKeyArray, config: Config, size: int) -> Float[Array, " rhos"]:
+    problem = _linear(key, config.examples, config.features, config.noise)
+    ids = jnp.arange(config.examples) // size
+    return _risks(problem, problem.responses.reshape(-1, size).mean(axis=1), ids)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+@functools.partial(jax.vmap, in_axes=(0, None, None))
+def _private(key: PRNGKeyArray, config: Config, size: int) -> Float[Array, "epsilons rhos"]:
+    of_problem, of_noise = jax.random.split(key)
+    problem = _linear(of_problem, config.examples, config.private_features, config.noise)
+    ids = jnp.arange(config.examples) // size
+    num_bags = config.examples // size
+
+    def risks(epsilon: Array) -> Array:
+        means = aggregate.private_bag_means(
+            of_noise, problem.responses, ids, num_bags=num_bags, epsilon=epsilon, clip=CLIP,  # type: ignore[arg-type]
+        )  # fmt: skip
+        return _risks(problem, means, ids)
+
+    return jax.vmap(risks)(jnp.array(EPSILONS))
+
+
+def _at_the_best_of_the_others(risks: np.ndarray) -> np.ndarray:
+    """Of risks `[seeds, rhos]`, each seed's at the interpolation with the least mean over the other seeds."""
+    if len(risks) == 1:
+        _checks.fail("experiments.Config", "seeds", "1", "at least 2, to choose the interpolation on the others")
+    others = risks.sum(axis=0) - risks
+    return np.take_along_axis(risks, others.argmin(axis=1)[:, None], axis=1)[:, 0]
+
+
+def _bags_of_cells(seed: int) -> dict[str, np.ndarray]:
+    """The training set in bags `[bags, size, ...]`, shuffled; what does not fill a bag is left out."""
+    train = data.load(data.DataConfig("breast_cancer", seed=seed), "train")
+    order = np.random.default_rng(seed).permutation(len(train["labels"]))
+    kept = order[: len(order) // NETWORK_SIZE * NETWORK_SIZE].reshape(-1, NETWORK_SIZE)
+    return {"inputs": train["inputs"][kept], "shares": train["labels"][kept].mean(axis=1).astype(np.float32)}
+
+
+def _network_accuracy(config: Config, context: harness.Context) -> Float[np.ndarray, "seeds rhos"]:
+    """The test accuracy of networks that have only seen the share of positive labels in bags."""
+    test = data.load(data.DataConfig("breast_cancer"), "test")
+    shape = test["inputs"].shape[1:]
+
+    def build(key: PRNGKeyArray) -> Any:
+        return models.functional(models.build("mlp", shape, 1, key=key))
+
+    apply = build(jax.random.key(0)).apply
+    optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, config.steps))
+
+    def loss_fn(params: Any, extra: Any, batch: Mapping[str, Array], key: PRNGKeyArray) -> LossOutput:
+        del key
+        bags, size = batch["inputs"].shape[:2]
+        inputs, ids = batch["inputs"].reshape(-1, *shape), jnp.repeat(jnp.arange(bags), size)
+
+        def losses(params: Any, rho: Array) -> Array:
+            logits, _ = apply(params, extra, inputs)
+            return aggregate.interpolated_loss(
+                logits[:, 0], ids, batch["shares"], rho=rho, loss="logistic",  # type: ignore[arg-type]
+            )  # fmt: skip
+
+        # The networks share nothing, so the sum of their losses trains each by its own.
+        return LossOutput(jax.vmap(losses)(params, jnp.array(NETWORK_RHOS)).sum(axis=0), extra=extra)
+
+    def start(key: PRNGKeyArray) -> Any:
+        model = build(key)
+        params = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(NETWORK_RHOS), *x.shape)), model.params)
+        return init_state(params, model.extra, optimizer, key=key)
+
+    keys = jax.vmap(jax.random.key)(jnp.asarray(config.seed_numbers))
+    sets = [_bags_of_cells(seed) for seed in config.seed_numbers.tolist()]
+    state, _ = harness.train_seeds(
+        "network",
+        make_step(loss_fn, optimizer),
+        jax.jit(jax.vmap(start))(keys),
+        {field: jnp.stack([s[field] for s in sets]) for field in sets[0]},
+        keys,
+        batch_size=config.batch_size,
+        num_steps=config.steps,
+        context=context,
+        stacked_arrays=True,
+        every=max(1, config.steps // 50),
+        mesh=config.mesh,
+    )
+
+    def accuracy(params: Any, extra: Any) -> Array:
+        logits, _ = apply(params, extra, jnp.asarray(test["inputs"]))
+        return jnp.mean((logits[:, 0] > 0) == test["labels"])
+
+    return np.asarray(jax.jit(jax.vmap(jax.vmap(accuracy, (0, None))))(state.params, state.extra), np.float64)
+
+
+def _ends_and_best(costs: np.ndarray) -> dict[str, np.ndarray]:
+    """Of costs `[seeds, rhos]`: those of the two losses, and of the interpolation."""
+    return {"bag": costs[:, 0], "instance": costs[:, -1], "interpolated": _at_the_best_of_the_others(costs)}
+
+
+def run(config: Config, context: harness.Context | None = None) -> harness.Results:
+    """Solves the linear problems at every interpolation and bag size, and trains the network."""
+    context = harness.Context() if context is None else context
+    values: dict[str, dict[str, np.ndarray]] = {name: {} for name in config.chosen}
+    curves: dict[str, np.ndarray] = {}
+    keys = jax.vmap(jax.random.key)(jnp.asarray(config.seed_numbers))
+    exact = [name for name in config.chosen if not name.startswith("private")]
+    if exact:
+        for size in SIZES:
+            risks = np.asarray(_exact(keys, config, size), np.float64)
+            curves[f"risk/{size}"] = risks
+            for name in exact:
+                values[name][f"risk_{size}"] = _ends_and_best(risks)[name]
+        with context.bar(config.steps) as inner:
+            errors = 1 - _network_accuracy(config, inner)
+        for name in exact:
+            values[name]["accuracy"] = 1 - _ends_and_best(errors)[name]
+    for size in SIZES:
+        if (name := f"private_{size}") in values:
+            risks = np.asarray(_private(keys, config, size), np.float64)
+            for i, eps in enumerate(EPSILONS):
+                values[name][f"risk_eps{eps:g}"] = _at_the_best_of_the_others(risks[:, i])
+    return harness.Results(
+        experiment="bag_labels",
+        question=(__doc__ or "").splitlines()[0],
+        config=dataclasses.asdict(config),
+        metrics=METRICS,
+        values=values,
+        claims=CLAIMS,
+        curves=curves,
+        labels=METHODS,
+    )
+
+
+def _draw_risks(axes: Axes, results: harness.Results) -> None:
+    at = np.arange(len(RHOS))
+    ends = {}
+    for size, color in zip(SIZES, figures.PALETTE, strict=False):
+        if f"risk/{size}" in results.curves:
+            line = figures.band(axes, at, results.curves[f"risk/{size}"], label="", color=color, log=True)
+            ends[f"k = {size}"] = (at[-1], float(np.asarray(line.get_ydata())[-1]), color)
+    axes.set_yscale("log")
+    axes.set_xticks(at, [f"{rho:g}" for rho in RHOS])
+    axes.set(xlabel="interpolation: 0 bag loss, 1 instance loss", ylabel="risk")
+    axes.set_title("Between the two losses lies the least risk")
+    for name, (x, y, color) in ends.items():
+        axes.annotate(f" {name}", (x, y), color=color, va="center", fontsize=8, annotation_clip=False)
+
+
+def _draw_privacy(axes: Axes, results: harness.Results) -> None:
+    sizes = [size for size in SIZES if f"private_{size}" in results.values]
+    for eps, color, marker in zip(EPSILONS, figures.PALETTE[1:], figures.MARKERS, strict=False):
+        found = np.array([results.interval(f"private_{size}", f"risk_eps{eps:g}") for size in sizes])
+        if len(found):
+            axes.errorbar(
+                sizes, found[:, 0], yerr=[found[:, 0] - found[:, 1], found[:, 2] - found[:, 0]],
+                color=color, marker=marker, capsize=2.5,
+            )  # fmt: skip
+            axes.annotate(
+                f"  epsilon = {eps:g}", (sizes[-1], found[-1, 0]), color=color, va="center", fontsize=8,
+                annotation_clip=False,
+            )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(SIZES, [str(size) for size in SIZES])
+    axes.minorticks_off()
+    axes.set(xlabel="bag size k", ylabel="risk")
+    axes.set_title("Large bags pay where privacy is strict")
+
+
+def draw(results: harness.Results) -> Figure:
+    """Left: risk against interpolation, by bag size. Right: risk against bag size, by privacy."""
+    with figures.figure(9.2, 3.6) as drawn:
+        left, right = drawn.subplots(1, 2)
+        _draw_risks(left, results)
+        _draw_privacy(right, results)
+    return drawn
+
+
+if __name__ == "__main__":
+    harness.main("bag_labels", config=Config, run=run, draw=draw)
