@@ -1,14 +1,18 @@
-"""Losses of a student against the class probabilities of a teacher."""
+"""Losses of a student against the class probabilities of a teacher, and of a student with two teachers."""
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from reweight import _checks
+from reweight.losses.base import BatchLoss
 from reweight.losses.classification import _rows
 from reweight.losses.classification._rows import ClassMask, Logits
+from reweight.weights import objectives
 
-__all__ = ["kl_divergence", "soft_cross_entropy"]
+__all__ = ["batch_mtard", "kl_divergence", "mtard_kl", "soft_cross_entropy"]
 
 Temperature = float | Float[Array, ""]
 
@@ -22,6 +26,17 @@ def _log_probs(
     return jnp.where(allowed, jax.nn.log_softmax(jnp.where(allowed, scores, far)), 0)
 
 
+def _check_pair(function: str, student_logits: Logits, teacher_logits: Logits) -> None:
+    _checks.array(function, "student_logits", student_logits, kind="float")
+    if jnp.ndim(student_logits) < 1:
+        _checks.fail(function, "student_logits", "a scalar", "an array whose last axis is the classes")
+    _checks.array(function, "teacher_logits", teacher_logits, shape=jnp.shape(student_logits), kind="float")
+
+
+def _check_temperature(function: str, argument: str, temperature: Temperature) -> None:
+    _checks.number(function, argument, temperature, low=0, open_low=True, open_high=True)
+
+
 def _pair(
     function: str,
     student_logits: Logits,
@@ -31,14 +46,11 @@ def _pair(
     class_mask: ClassMask | None,
 ) -> tuple[Array, Array, Bool[Array, "*batch classes"]]:
     """Log-probabilities of student and teacher, the teacher's without gradient, and the classes that count."""
-    _checks.array(function, "student_logits", student_logits, kind="float")
-    if jnp.ndim(student_logits) < 1:
-        _checks.fail(function, "student_logits", "a scalar", "an array whose last axis is the classes")
-    _checks.array(function, "teacher_logits", teacher_logits, shape=jnp.shape(student_logits), kind="float")
-    _checks.number(function, "temperature", temperature, low=0, open_low=True, open_high=True)
+    _check_pair(function, student_logits, teacher_logits)
     if teacher_temperature is None:
         teacher_temperature = temperature
-    _checks.number(function, "teacher_temperature", teacher_temperature, low=0, open_low=True, open_high=True)
+    _check_temperature(function, "temperature", temperature)
+    _check_temperature(function, "teacher_temperature", teacher_temperature)
     allowed = _rows.allowed(function, student_logits, class_mask)
     student = _log_probs(student_logits, allowed, temperature)
     teacher = jax.lax.stop_gradient(_log_probs(teacher_logits, allowed, teacher_temperature))
@@ -124,3 +136,136 @@ def kl_divergence(
     small = jnp.where(near, ahead, 0)
     terms = jnp.where(near, q * (jnp.expm1(small) - small), p - q - q * ahead)
     return jnp.sum(jnp.where(allowed, terms, 0), axis=-1)
+
+
+def mtard_kl(
+    student_logits: Logits, teacher_logits: Logits, *, teacher_temperature: Temperature = 1.0, eps: float = 1e-5
+) -> Float[Array, "*batch"]:
+    r"""The divergence of MTARD: :math:`\frac1C \sum_c q_c (\log(q_c + \epsilon) - \log p_c)`, per example.
+
+    The mean over the classes, not the sum, of the terms of `kl_divergence` with a floor under the teacher's logarithm.
+    Only the teacher's logits are divided by the temperature; no gradient flows to them.
+
+    Args:
+      student_logits: `[..., C]`, any scale.
+      teacher_logits: `[..., C]`, any scale.
+      teacher_temperature: in (0, inf).
+      eps: :math:`\epsilon`, in [0, inf). With 0 this is `kl_divergence` over C.
+
+    Returns:
+      Losses `[...]`, float32 or wider.
+
+    Raises:
+      ValueError: if the shapes differ, or a hyperparameter is out of range.
+
+    References:
+      Zhao et al., *Mitigating the Accuracy-Robustness Trade-off via Multi-Teacher Adversarial Distillation*, 2024,
+      arXiv 2306.16170.
+    """
+    function = "losses.distillation.mtard_kl"
+    _check_pair(function, student_logits, teacher_logits)
+    _check_temperature(function, "teacher_temperature", teacher_temperature)
+    _checks.number(function, "eps", eps, low=0, open_high=True)
+    every = _rows.allowed(function, student_logits)
+    student = _log_probs(student_logits, every, 1.0)
+    teacher = jax.lax.stop_gradient(_log_probs(teacher_logits, every, teacher_temperature))
+    dtype = jnp.promote_types(student.dtype, teacher.dtype)
+    student, teacher = student.astype(dtype), teacher.astype(dtype)
+    floored = jnp.logaddexp(teacher, jnp.log(jnp.asarray(eps, dtype)))
+    return jnp.mean(jnp.exp(teacher) * (floored - student), axis=-1)
+
+
+class _MtardState(NamedTuple):
+    """States of the balance of losses and of temperatures; the objective of the attacked inputs comes first."""
+
+    losses: objectives.LossBalanceState
+    teachers: objectives.EntropyBalanceState
+
+
+class _MtardBalance(NamedTuple):
+    """Weights of the two objectives, and the temperatures of their teachers, in this batch."""
+
+    attacked_weight: Float[Array, ""]
+    weight: Float[Array, ""]
+    attacked_temperature: Float[Array, ""]
+    temperature: Float[Array, ""]
+
+
+def batch_mtard(
+    *,
+    weight_rate: float | objectives.Schedule = 0.025,
+    temperature_rate: float | objectives.Schedule = 1e-3,
+    low: float = 1.0,
+    high: float = 10.0,
+    eps: float = 1e-5,
+) -> BatchLoss:
+    r"""MTARD: one teacher for attacked and one for clean inputs, whose weights and temperatures are kept in balance.
+
+    .. math::
+        \ell_i = w_{adv}\, \mathrm{KL}(q'_i \,\|\, p'_i) + w_{nat}\, \mathrm{KL}(q_i \,\|\, p_i)
+
+    with `mtard_kl` of the student from the robust teacher at the attacked input, and from the clean teacher at the
+    clean one. Weights are those of `weights.normalized_loss_balance`, which sum to one, as they are after this batch;
+    temperatures those of `weights.entropy_balance`, as they were before it. With both rates 0 the two divergences are
+    averaged. The attack maximises the student's cross-entropy: `adversarial.pgd_attack` with `init="normal"`.
+
+    Args:
+      weight_rate: of the weights, in [0, inf), or a schedule. The paper lowers both rates with the learning rate.
+      temperature_rate: of the temperatures, in [0, inf), or a schedule.
+      low: least temperature, in (0, inf).
+      high: highest temperature, in [low, inf).
+      eps: of `mtard_kl` and `entropy_balance`, in [0, inf).
+
+    Returns:
+      A `BatchLoss` of the signals `attacked_student_logits`, `attacked_teacher_logits`, `student_logits` and
+      `teacher_logits`, all `[B, C]`.
+
+    Raises:
+      ValueError: if a hyperparameter is out of range; at the call, if a signal is missing or does not fit.
+
+    References:
+      Zhao et al., *Mitigating the Accuracy-Robustness Trade-off via Multi-Teacher Adversarial Distillation*, 2024,
+      arXiv 2306.16170.
+    """
+    function = "losses.distillation.batch_mtard"
+    for argument, rate in (("weight_rate", weight_rate), ("temperature_rate", temperature_rate)):
+        if not callable(rate):
+            _checks.number(function, argument, rate, low=0, open_high=True)
+    _checks.number(function, "low", low, low=0, open_low=True, open_high=True)
+    _checks.number(function, "high", high, low=low if isinstance(low, int | float) else 0, open_high=True)
+    _checks.number(function, "eps", eps, low=0, open_high=True)
+    by_loss = objectives.normalized_loss_balance(2, rate=weight_rate)
+    by_entropy = objectives.entropy_balance(2, rate=temperature_rate, low=low, high=high, eps=eps)
+    names = ("attacked_student_logits", "attacked_teacher_logits", "student_logits", "teacher_logits")
+
+    def rows(given: dict[str, Any]) -> tuple[list[Array], Bool[Array, " batch"]]:
+        """The logits, in the order of their names, with zeros where masked."""
+        _checks.require(function, given, names)
+        size = jnp.shape(given["student_logits"])[:1]
+        for name in names:
+            _checks.array(function, name, given[name], shape=(*size, None), kind="float")
+        mask = given.get("mask")
+        _checks.mask(function, "mask", mask, jnp.zeros(size), like_name="the first axis of student_logits")
+        kept = jnp.broadcast_to(True if mask is None else jnp.asarray(mask) != 0, size)
+        return [jnp.where(kept[:, None], given[name], 0) for name in names], kept
+
+    def divergences(logits: list[Array], attacked_temperature: Array, temperature: Array) -> tuple[Array, Array]:
+        attacked_student, attacked_teacher, student, teacher = logits
+        return (
+            mtard_kl(attacked_student, attacked_teacher, teacher_temperature=attacked_temperature, eps=eps),
+            mtard_kl(student, teacher, teacher_temperature=temperature, eps=eps),
+        )
+
+    def statistics(state: _MtardState, **given: Any) -> tuple[_MtardBalance, _MtardState]:
+        logits, kept = rows(given)
+        temperatures, teachers = by_entropy.update(state.teachers, (logits[1], logits[3]), mask=kept)
+        found = jnp.stack(divergences(logits, *temperatures))
+        _, losses = by_loss.update(state.losses, found, objectives=jnp.array([[0], [1]]), mask=kept)
+        return _MtardBalance(*losses.weights, *temperatures), _MtardState(losses, teachers)
+
+    def losses(statistics: _MtardBalance, **given: Any) -> Float[Array, " batch"]:
+        logits, kept = rows(given)
+        attacked, clean = divergences(logits, statistics.attacked_temperature, statistics.temperature)
+        return jnp.where(kept, statistics.attacked_weight * attacked + statistics.weight * clean, 0)
+
+    return BatchLoss(lambda key=None: _MtardState(by_loss.init(), by_entropy.init()), statistics, losses, names)

@@ -56,6 +56,13 @@ from reweight.weights.noise import (
     small_loss,
     small_loss_weights,
 )
+from reweight.weights.objectives import (
+    EntropyBalanceState,
+    LossBalanceState,
+    TemperatureBalance,
+    entropy_balance,
+    normalized_loss_balance,
+)
 from reweight.weights.propensity import (
     importance,
     importance_weights,
@@ -67,10 +74,13 @@ from reweight.weights.trajectories import (
 
 __all__ = [
     "CompositionalState",
+    "EntropyBalanceState",
     "GroupDROState",
     "GroupMeans",
+    "LossBalanceState",
     "SmallLossState",
     "SmoothedState",
+    "TemperatureBalance",
     "Weighting",
     "chain",
     "chi2_dro",
@@ -84,6 +94,7 @@ __all__ = [
     "cvar_weights",
     "effective_number_weights",
     "effective_sample_size",
+    "entropy_balance",
     "focal",
     "focal_weights",
     "gairat",
@@ -101,6 +112,7 @@ __all__ = [
     "lookup",
     "max_weight_share",
     "normalize",
+    "normalized_loss_balance",
     "small_loss",
     "small_loss_weights",
     "smoothed",
