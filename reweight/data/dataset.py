@@ -9,7 +9,7 @@ from jaxtyping import Int
 from reweight import _checks
 from reweight.data import variants
 from reweight.data.config import DataConfig
-from reweight.data.records import Arrays, Records
+from reweight.data.records import CHUNK, Arrays, Records
 
 __all__ = ["Dataset", "Info", "Source", "Split", "Stream", "load", "stream"]
 
@@ -108,7 +108,10 @@ class Stream:
             agreement = config.spurious if train else 0.5
             self._attribute = variants.plant_attribute(clean, classes, agreement, config.seed)
         if train and config.label_noise > 0:
-            given = variants.flip_labels(clean, classes, config.label_noise, config.noise_kind, config.seed)
+            projected = self._projections(config.seed) if config.noise_kind == "instance" else None
+            given = variants.flip_labels(
+                clean, classes, config.label_noise, config.noise_kind, config.seed, projected=projected
+            )
         columns: Arrays = {"labels": given, "clean_labels": clean, "indices": self._rows.astype(np.int32)}
         num_groups = 0
         if config.groups:
@@ -142,6 +145,12 @@ class Stream:
         if self._attribute is not None:
             inputs = _with_marker(inputs, self._attribute[rows])
         return {"inputs": inputs} | {name: values[rows] for name, values in self._columns.items()}
+
+    def _projections(self, seed: int) -> np.ndarray:
+        """The inputs as they are, without a planted attribute, along random directions."""
+        pieces = np.array_split(self._rows, -(-len(self._rows) // CHUNK))
+        classes = self._records.num_classes
+        return np.concatenate([variants.projections(self._records.inputs(piece), classes, seed) for piece in pieces])
 
     def _groups(self, config: DataConfig, given: np.ndarray, clean: np.ndarray) -> tuple[np.ndarray, int]:
         """Group ids, a number whose digits are the features, and how many there are."""

@@ -7,8 +7,9 @@ variant is the same on every machine, in every year.
 import zlib
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
+from reweight import _checks
 from reweight.data.config import NoiseKind
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "long_tail_counts",
     "long_tail_rows",
     "plant_attribute",
+    "projections",
     "stratified_test_rows",
 ]
 
@@ -74,27 +76,82 @@ def long_tail_rows(labels: Labels, num_classes: int, ratio: float, seed: int) ->
     return np.sort(np.concatenate([rows[:count] for rows, count in zip(classes, counts, strict=True)]))
 
 
-def flip_labels(labels: Labels, num_classes: int, rate: float, kind: NoiseKind, seed: int) -> Labels:
-    """Labels of which in each class a share `rate` is wrong: exactly `round(rate · n_c)` of them.
+def projections(inputs: Float[np.ndarray, "n ..."], num_classes: int, seed: int) -> Float[np.ndarray, "n classes"]:
+    """How far each input reaches along a random direction a class: what `flip_labels` wants for noise by instance.
+
+    The directions are signs, so that nothing but a sum depends on the machine.
+
+    Args:
+      inputs: `[n, ...]`.
+      num_classes: C.
+      seed: draws the directions.
+
+    Returns:
+      Sums of inputs with signs `[n, C]`, float64; inputs may be projected in pieces.
+    """
+    flat = np.asarray(inputs, np.float64).reshape(len(inputs), -1)
+    words = _bits(flat.shape[1] * num_classes, seed, "directions").reshape(-1, num_classes)
+    return np.asarray(flat @ (1.0 - 2.0 * (words >> np.uint64(63))))
+
+
+def flip_labels(
+    labels: Labels,
+    num_classes: int,
+    rate: float,
+    kind: NoiseKind,
+    seed: int,
+    projected: Float[np.ndarray, "n classes"] | None = None,
+) -> Labels:
+    r"""Labels of which in each class a share `rate` is wrong: exactly `round(rate * n_c)` of them.
+
+    | kind | a wrong label is | which are wrong |
+    |---|---|---|
+    | `"symmetric"` | uniform over the other C - 1 classes | drawn at random |
+    | `"pair"` | the next class modulo C | drawn at random |
+    | `"instance"` | the class along whose direction the input reaches farthest | drawn with weights |
+
+    The weight of an example is :math:`e^{s}`, with its reach s along that direction in standard deviations of the set:
+    some inputs are far more likely to be labelled wrongly than others, and alike ones get the same wrong label.
 
     Args:
       labels: the true labels `[n]`.
       num_classes: C, at least 2.
       rate: the share of wrong labels, in [0, 1).
-      kind: a wrong label is uniform over the other C − 1 classes (`"symmetric"`) or the next class modulo C (`"pair"`).
+      kind: see the table.
       seed: draws which labels are wrong, and the wrong labels. A higher rate keeps the wrong ones of a lower one.
+      projected: the `projections` of the inputs `[n, C]`; needed for `"instance"`.
 
     Returns:
       The given labels `[n]`.
+
+    Raises:
+      ValueError: if `projected` is missing or not of a row a label and a column a class.
+
+    References:
+      Xia et al., *Part-dependent Label Noise: Towards Instance-dependent Label Noise*, 2020, arXiv 2006.07836, whose
+      wrong labels come from random projections too; there, which labels are wrong does not depend on the input.
     """
-    shift = np.ones(len(labels), labels.dtype)
+    wrong_labels = (labels + 1) % num_classes
+    classes = _shuffled_classes(labels, num_classes, seed, "label noise")
     if kind == "symmetric":
         words = _bits(len(labels), seed, "wrong labels") >> np.uint64(32)
-        shift = 1 + (words % np.uint64(num_classes - 1)).astype(labels.dtype)
+        wrong_labels = (labels + 1 + (words % np.uint64(num_classes - 1)).astype(labels.dtype)) % num_classes
+    elif kind == "instance":
+        if projected is None:
+            _checks.fail("data.flip_labels", "projected", "missing", "an array [n, classes] for noise by instance")
+        _checks.array("data.flip_labels", "projected", projected, shape=(len(labels), num_classes), kind="float")
+        spread = projected.std(axis=0)
+        scores = (projected - projected.mean(axis=0)) / np.where(spread > 0, spread, 1)
+        scores[np.arange(len(labels)), labels] = -np.inf
+        wrong_labels = np.argmax(scores, axis=1).astype(labels.dtype)
+        # The largest sums of a logarithmic weight and a Gumbel draw are a draw without replacement with these weights.
+        uniform = ((_bits(len(labels), seed, "label noise") >> np.uint64(11)) + 0.5) / 2.0**53
+        keys = scores[np.arange(len(labels)), wrong_labels] - np.log(-np.log(uniform))
+        classes = [rows[np.argsort(-keys[rows], kind="stable")] for rows in classes]
     flipped = labels.copy()
-    for rows in _shuffled_classes(labels, num_classes, seed, "label noise"):
+    for rows in classes:
         wrong = rows[: round(rate * len(rows))]
-        flipped[wrong] = (labels[wrong] + shift[wrong]) % num_classes
+        flipped[wrong] = wrong_labels[wrong]
     return flipped
 
 

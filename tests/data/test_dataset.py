@@ -62,7 +62,7 @@ def test_seeds_draw_different_examples_and_the_same_seed_the_same():
     assert one.info == again.info
 
 
-@pytest.mark.parametrize("kind", ["symmetric", "pair"])
+@pytest.mark.parametrize("kind", ["symmetric", "pair", "instance"])
 def test_noise_is_exact_after_the_long_tail_and_keeps_the_true_labels(kind):
     noisy = load(long_tail=5.0, label_noise=0.4, noise_kind=kind)
     clean = load(long_tail=5.0)

@@ -9,6 +9,15 @@ from hypothesis.extra import numpy as hnp
 from reweight.data import variants
 
 LABELS = np.arange(12) % 3
+INPUTS = np.cos(np.arange(48.0) ** 2).reshape(12, 2, 2)
+KINDS = ["symmetric", "pair", "instance"]
+
+
+def flip(values, num_classes, rate, kind, seed):
+    """Flipped labels, for noise by instance of inputs that are drawn."""
+    inputs = np.random.default_rng(0).normal(size=(len(values), 7))
+    projected = variants.projections(inputs, num_classes, seed)
+    return variants.flip_labels(values, num_classes, rate, kind, seed, projected=projected)
 
 
 @st.composite
@@ -54,10 +63,10 @@ def test_long_tail_rows_hold_exactly_the_counts(drawn, ratio, seed):
     assert (np.diff(rows) > 0).all()
 
 
-@hypothesis.given(labels(), st.floats(0, 0.99), st.sampled_from(["symmetric", "pair"]), st.integers(0, 3))
+@hypothesis.given(labels(), st.floats(0, 0.99), st.sampled_from(KINDS), st.integers(0, 3))
 def test_exactly_the_rate_of_labels_is_wrong_in_every_class(drawn, rate, kind, seed):
     values, num_classes = drawn
-    flipped = variants.flip_labels(values, num_classes, rate, kind, seed)
+    flipped = flip(values, num_classes, rate, kind, seed)
     for c in range(num_classes):
         given = flipped[values == c]
         assert (given != c).sum() == round(rate * len(given))
@@ -77,9 +86,38 @@ def test_symmetric_noise_is_uniform_over_the_other_classes():
     np.testing.assert_allclose(counts[1:], 9000, atol=310)
 
 
-def test_more_noise_keeps_the_wrong_labels_of_less():
+def test_noise_by_instance_follows_the_input():
+    rng = np.random.default_rng(0)
+    values, inputs = np.zeros(20_000, np.int32), rng.normal(size=(20_000, 9))
+    projected = variants.projections(inputs, 4, 3)
+    flipped = variants.flip_labels(values, 4, 0.3, "instance", 3, projected=projected)
+    scores = ((projected - projected.mean(0)) / projected.std(0))[:, 1:]
+    wrong = flipped != values
+    np.testing.assert_array_equal(flipped[wrong], 1 + np.argmax(scores, -1)[wrong])
+    # Those that reach far are more often wrong than those that don't, but neither always nor never.
+    reach = scores.max(-1)
+    low, high = (wrong[part].mean() for part in (reach < np.quantile(reach, 0.2), reach > np.quantile(reach, 0.8)))
+    assert 0.02 < low < 0.2
+    assert 0.45 < high < 0.98
+
+
+def test_inputs_may_be_projected_in_pieces():
+    whole = variants.projections(INPUTS, 3, 5)
+    pieces = [variants.projections(part, 3, 5) for part in (INPUTS[:5], INPUTS[5:])]
+    np.testing.assert_allclose(np.concatenate(pieces), whole, rtol=1e-12)
+    assert whole.shape == (12, 3)
+
+
+def test_noise_by_instance_needs_the_inputs():
+    for projected in (None, np.zeros((12, 2))):
+        with pytest.raises(ValueError, match="argument `projected`"):
+            variants.flip_labels(LABELS, 3, 0.2, "instance", 0, projected=projected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_noise_keeps_the_wrong_labels_of_less(kind):
     values = np.arange(200) % 5
-    few, many = (variants.flip_labels(values, 5, rate, "symmetric", 1) for rate in (0.1, 0.4))
+    few, many = (flip(values, 5, rate, kind, 1) for rate in (0.1, 0.4))
     wrong = few != values
     np.testing.assert_array_equal(many[wrong], few[wrong])
 
@@ -108,6 +146,10 @@ def test_variants_with_other_seeds_differ_and_their_draws_do_not_follow_each_oth
         (variants.long_tail_rows(LABELS, 3, 4, 7), [0, 1, 3, 6, 7, 9, 11]),
         (variants.flip_labels(LABELS, 3, 0.5, "symmetric", 7), [1, 1, 2, 0, 1, 2, 0, 2, 1, 2, 0, 0]),
         (variants.flip_labels(LABELS, 3, 0.5, "pair", 7), [1, 1, 2, 0, 1, 2, 0, 2, 0, 1, 2, 0]),
+        (
+            variants.flip_labels(LABELS, 3, 0.5, "instance", 7, projected=variants.projections(INPUTS, 3, 7)),
+            [0, 0, 2, 1, 2, 0, 2, 1, 2, 0, 1, 1],
+        ),
         (variants.plant_attribute(LABELS, 3, 0.75, 7), [0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 1, 0]),
     ],
 )
