@@ -1,10 +1,24 @@
 """Losses, weighting schemes and optimizers in JAX: every way of saying that one example counts more than another."""
 
-from reweight import adapt, decoding, losses, metrics, optim, parallel, reduce, regularizers, schedules, tokens, weights
+from reweight import (
+    adapt,
+    decoding,
+    estimators,
+    losses,
+    metrics,
+    optim,
+    parallel,
+    reduce,
+    regularizers,
+    schedules,
+    tokens,
+    weights,
+)
 
 __all__ = [
     "adapt",
     "decoding",
+    "estimators",
     "losses",
     "metrics",
     "optim",

@@ -1,0 +1,5 @@
+"""Fits in closed form or to convergence: what is estimated from data without a training loop."""
+
+from reweight.estimators import calibration
+
+__all__ = ["calibration"]
