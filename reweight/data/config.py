@@ -34,8 +34,8 @@ class DataConfig:
     label_noise: float = 0.0
     """The share of wrong labels in each class, in [0, 1)."""
     noise_kind: NoiseKind = "symmetric"
-    """Wrong labels are uniform over the other classes (symmetric), the next class (pair), or depend on the input, as does
-    which labels are wrong (instance; this reads all inputs once). See `data.variants.flip_labels`."""
+    """Wrong labels are uniform over the other classes (symmetric), the next class (pair), or depend on the input, and
+    so does which labels are wrong (instance, which reads all inputs once). See `data.variants.flip_labels`."""
     spurious: float | None = None
     """Plants a binary attribute in the inputs that agrees with the class's parity for this share of each class."""
     groups: tuple[str, ...] = ()
