@@ -5,8 +5,10 @@ from reweight.weights.adversarial import (
     gairat_weights,
 )
 from reweight.weights.base import (
+    DeferredState,
     Weighting,
     chain,
+    deferred,
     effective_sample_size,
     max_weight_share,
     normalize,
@@ -49,6 +51,7 @@ from reweight.weights.imbalance import (
     focal,
     focal_weights,
     inverse_frequency,
+    deferred_weights,
     inverse_frequency_weights,
 )
 from reweight.weights.noise import (
@@ -91,6 +94,7 @@ __all__ = [
     "compositional_kl_dro",
     "cvar_dro",
     "cvar_value",
+    "DeferredState",
     "cvar_weights",
     "effective_number_weights",
     "effective_sample_size",
@@ -114,6 +118,8 @@ __all__ = [
     "normalize",
     "normalized_loss_balance",
     "small_loss",
+    "deferred",
+    "deferred_weights",
     "small_loss_weights",
     "smoothed",
     "stateless",

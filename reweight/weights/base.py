@@ -25,8 +25,10 @@ from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 from reweight import _checks
 
 __all__ = [
+    "DeferredState",
     "Weighting",
     "chain",
+    "deferred",
     "effective_sample_size",
     "max_weight_share",
     "normalize",
@@ -154,6 +156,52 @@ def chain(*weightings: Weighting) -> Weighting:
     scope: Scope = "example" if all(weighting.scope == "example" for weighting in weightings) else "batch"
     signals = tuple(dict.fromkeys(name for weighting in weightings for name in weighting.signals))
     return Weighting(init, update, scope, signals)
+
+
+class DeferredState(NamedTuple):
+    """How many batches `deferred` has seen, and the state of the scheme that sets in."""
+
+    step: Int[Array, ""]
+    inner: State
+
+
+def deferred(inner: Weighting, *, start_step: int) -> Weighting:
+    r"""A weighting that sets in late: weights of one for the first :math:`t_0` batches, then those of another scheme.
+
+    Networks learn better features from equal weights, and need others only in the end: deferred class weights, or
+    geometry-aware ones. The other scheme sees all batches, so that a state of it is warm when it sets in.
+
+    Args:
+      inner: the scheme that sets in; it gets all signals.
+      start_step: :math:`t_0`, the number of the first batch with its weights, counted from 0; at least 0.
+
+    Returns:
+      A `Weighting` of scope `"batch"` with state `DeferredState`, whose weights are on the scale of the inner scheme
+      once that has set in. A batch that is masked altogether is not counted.
+
+    Raises:
+      ValueError: if `inner` is no `Weighting`, or `start_step` is out of range.
+
+    References:
+      Cao et al., *Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss*, 2019, arXiv 1906.07413.
+    """
+    function = "weights.deferred"
+    if not isinstance(inner, Weighting):
+        _checks.fail(function, "inner", f"of type {type(inner).__name__}", "a Weighting; `stateless` lifts a function")
+    _checks.number(function, "start_step", start_step, low=0, integer=True)
+
+    def init(key: PRNGKeyArray | None = None) -> DeferredState:
+        return DeferredState(jnp.zeros((), jnp.int32), inner.init(key))
+
+    def update(
+        state: DeferredState, losses: Float[Array, "..."], **signals: Any
+    ) -> tuple[Float[Array, "..."], DeferredState]:
+        weights, after = inner.update(state.inner, losses, **signals)
+        kept = keep(losses, signals.get("mask"), function)
+        step = state.step + jnp.any(kept).astype(jnp.int32)
+        return jnp.where(state.step < start_step, kept.astype(weights.dtype), weights), DeferredState(step, after)
+
+    return Weighting(init, update, "batch", inner.signals)
 
 
 def keep(losses: Float[Array, "..."], mask: Mask | None, function: str, name: str = "losses") -> Bool[Array, "..."]:

@@ -15,6 +15,7 @@ from reweight.weights.groups import lookup
 __all__ = [
     "class_balanced",
     "class_weighted",
+    "deferred_weights",
     "effective_number_weights",
     "focal",
     "focal_weights",
@@ -107,6 +108,45 @@ def effective_number_weights(
     smallest = jnp.min(jnp.where(present, effective, jnp.inf), initial=jnp.inf)
     weights = jnp.where(present, jnp.where(present, smallest, 0) / effective, 0)
     return _scaled(weights, number, scale)
+
+
+def deferred_weights(
+    counts: Counts,
+    step: int | Int[Array, ""],
+    *,
+    start_step: int | Int[Array, ""],
+    beta: float = 0.9999,
+    scale: Scale = "classes",
+) -> Float[Array, " classes"]:
+    r"""Class weights that set in late: ones before the step :math:`t_0`, then `effective_number_weights`.
+
+    Deferred reweighting, on the first decay of the learning rate as a rule. As a weighting of examples it is
+    `deferred(class_balanced(counts), start_step=...)`.
+
+    Args:
+      counts: examples of each class `[C]`, non-negative.
+      step: the number of the step, from 0; it may be traced.
+      start_step: :math:`t_0`, the first step with weights, at least 0.
+      beta: as for `effective_number_weights`.
+      scale: as for `effective_number_weights`.
+
+    Returns:
+      Weights `[C]`, float32 or wider.
+
+    Raises:
+      ValueError: if `counts` is not of rank 1, or a hyperparameter is out of range.
+
+    References:
+      Cao et al., *Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss*, 2019, arXiv 1906.07413. Wang
+      et al., *Imbalanced Adversarial Training with Reweighting*, 2021, arXiv 2107.13639.
+    """
+    function = "weights.deferred_weights"
+    _checks.number(function, "step", step, integer=True)
+    _checks.number(function, "start_step", start_step, low=0, integer=True)
+    _counts(function, counts, scale)
+    _checks.number(function, "beta", beta, low=0, high=1)
+    late = effective_number_weights(counts, beta=beta, scale=scale)
+    return jnp.where(jnp.asarray(step) < start_step, jnp.ones_like(late), late)
 
 
 def class_weighted(class_weights: Float[Array, " classes"], *, signal: str = "labels") -> base.Weighting:

@@ -34,10 +34,12 @@ SCHEMES = {
     "gairat": weights.gairat(),
     "smoothed small_loss": weights.smoothed(weights.small_loss(0.6), N),
     "smoothed uniform": weights.smoothed(weights.uniform(), N),
+    "deferred kl_dro": weights.deferred(weights.kl_dro(temperature=0.7), start_step=0),
     "chain": weights.chain(weights.class_balanced(COUNTS), weights.group_dro(C)),
 }
 MEAN_ONE = {
     "uniform",
+    "deferred kl_dro",
     "kl_dro",
     "cvar_dro",
     "chi2_dro",

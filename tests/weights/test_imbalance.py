@@ -13,6 +13,7 @@ from reweight.losses import classification
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 EFFECTIVE = json.loads((GOLDEN / "effective_number_and_focal.json").read_text())["cases"]
+SRAT = json.loads((GOLDEN / "srat.json").read_text())["cases"]
 ADJUSTED = json.loads((GOLDEN / "logit_adjustment.json").read_text())["cases"]
 
 class_counts = st.lists(st.integers(1, 10**6), min_size=4, max_size=4)
@@ -170,3 +171,23 @@ def test_focal_at_gamma_zero_is_uniform():
 def test_a_static_mistake_is_named(call, named):
     with pytest.raises(ValueError, match=f"argument `{named}`"):
         call()
+
+
+@pytest.mark.parametrize("case", SRAT[:3], ids=range(3))
+def test_deferred_weights_agree_with_the_golden_numbers_once_they_set_in(case, x64):
+    counts, beta = np.array(case["params"]["class_counts"], np.float64), case["params"]["beta"]
+    late = jax.jit(lambda step: weights.deferred_weights(counts, step, start_step=160, beta=beta))
+    for step in (160, 199):
+        np.testing.assert_allclose(late(step), case["expected"]["class_weights"], rtol=1e-8)
+    for step in (0, 159):
+        np.testing.assert_array_equal(late(step), 1)
+
+
+def test_deferred_weights_are_the_table_of_deferred_class_balance():
+    counts, labels = np.array([90.0, 9.0, 1.0]), jnp.array([0, 1, 2, 2])
+    scheme = weights.deferred(weights.class_balanced(counts, beta=0.99), start_step=1)
+    state = scheme.init()
+    for step in range(3):
+        w, state = scheme.update(state, jnp.ones(4), labels=labels)
+        table = weights.deferred_weights(counts, step, start_step=1, beta=0.99)
+        np.testing.assert_allclose(w, table[labels], rtol=1e-6)

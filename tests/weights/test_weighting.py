@@ -129,3 +129,33 @@ def test_diagnostics_of_equal_weights_and_of_one_weight():
     assert weights.effective_sample_size(single) == 1
     assert weights.max_weight_share(single) == 1
     assert weights.weight_entropy(single) == 0
+
+
+def test_deferred_weights_are_ones_until_they_set_in():
+    late = weights.deferred(weights.kl_dro(temperature=0.5), start_step=2)
+    losses, mask = jnp.array([0.3, 2.0, 1.0]), jnp.array([1, 1, 0])
+    state = late.init()
+    for step in range(4):
+        w, state = late.update(state, losses, mask=mask)
+        wanted = mask if step < 2 else weights.kl_dro_weights(losses, temperature=0.5, mask=mask)
+        np.testing.assert_allclose(w, wanted, rtol=1e-6)
+    at_once = weights.deferred(weights.kl_dro(temperature=0.5), start_step=0)
+    np.testing.assert_allclose(at_once.update(at_once.init(), losses, mask=mask)[0], w, rtol=1e-6)
+
+
+def test_a_deferred_scheme_is_warm_when_it_sets_in():
+    inner = weights.group_dro(3, step_size=0.5, signal="labels")
+    late, state, inner_state = weights.deferred(inner, start_step=2), None, inner.init()
+    state = late.init()
+    for _ in range(3):
+        w, state = late.update(state, jnp.array([0.1, 1.0, 2.0]), labels=jnp.arange(3))
+        wanted, inner_state = inner.update(inner_state, jnp.array([0.1, 1.0, 2.0]), labels=jnp.arange(3))
+    np.testing.assert_allclose(w, wanted, rtol=1e-6)
+    assert late.signals == inner.signals
+
+
+def test_what_is_deferred_must_be_a_weighting_and_start_somewhere():
+    with pytest.raises(ValueError, match=r"weights.deferred: argument `inner` is of type function"):
+        weights.deferred(weights.kl_dro_weights, start_step=1)
+    with pytest.raises(ValueError, match=r"weights.deferred: argument `start_step` is -1"):
+        weights.deferred(weights.uniform(), start_step=-1)

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import optax
 
-from conformance.case import Case
+from conformance.case import BatchLossCase, Case
+from conformance.cases.losses_contrastive import supcon
 from reweight.losses import adversarial
 
 CENTRE = np.array([0.3, 0.6, 0.2])
@@ -73,6 +74,64 @@ def hypergradient(params, x, delta, eps, barrier, mode="relu", solver_steps=None
         indirect = mixed @ np.linalg.solve(hessian, -p * params)
         total += -p * z - (indirect if mode != "danskin" else 0)
     return total / len(x)
+
+
+KERNEL = np.random.default_rng(4).normal(size=(3, 3))
+CLASS_WEIGHTS = np.array([0.2, 0.8, 2.0])
+
+
+def classified(rng, n):
+    return {**inputs(rng, n), "labels": rng.integers(0, 3, n)}
+
+
+def linear(x):
+    return x @ KERNEL.astype(x.dtype)
+
+
+def log_probs(logits):
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.sum(np.exp(shifted), -1, keepdims=True))
+
+
+def of_labels(values, labels):
+    return np.take_along_axis(values, labels[:, None], 1)[:, 0]
+
+
+def attack_classifier(x, labels, eps, step_size, steps):
+    delta, standing, withstood = np.zeros_like(x), np.ones(len(x), bool), np.zeros(len(x), int)
+    for _ in range(steps):
+        logits = (x + delta) @ KERNEL
+        standing &= logits.argmax(1) == labels
+        withstood += standing
+        slope = (np.exp(log_probs(logits)) - np.eye(3)[labels]) @ KERNEL.T
+        delta = np.clip(delta + step_size * np.sign(slope), -eps, eps)
+        delta = np.clip(x + delta, 0, 1) - x
+    return x + delta, withstood
+
+
+def adversarial_cross_entropy(x, labels, **hyper):
+    attacked, _ = attack_classifier(x, labels, **hyper)
+    return -of_labels(log_probs(attacked @ KERNEL), labels)
+
+
+def under_attack(rng, n):
+    return {
+        "adv_logits": 2 * rng.normal(size=(n, 3)),
+        "adv_features": rng.normal(size=(n, 4)),
+        "labels": rng.integers(0, 3, n),
+    }
+
+
+def srat(adv_logits, adv_features, labels, mask, class_weights, sep_weight, temperature):
+    base = -class_weights[labels] * of_labels(log_probs(adv_logits), labels)
+    return mask * (base + sep_weight * supcon(adv_features, labels, temperature, temperature, mask=mask))
+
+
+def an_example_without_a_class_costs_nothing(probe):
+    arrays = probe.arrays()
+    for unknown in (-1, 3):
+        arrays["labels"][0] = unknown
+        assert probe.value(arrays)[0] == 0
 
 
 _BOX = {"eps": (0.0, -1.0, np.inf), "barrier": (0.0, -1.0, np.inf)}
@@ -147,5 +206,73 @@ CASES = [
             free={**_LOSS, "weights": "one a row; tested in tests/losses"},
         )
         for mode in ("danskin", "relu", "cg")
+    ),
+    *(
+        Case(
+            function=function,
+            inputs=classified,
+            defaults={"eps": 8 / 255, "step_size": 2 / 255, "steps": 10},
+            hyper={"eps": 0.1, "step_size": 0.03, "steps": 5},
+            call=lambda x, labels, function=function, **hyper: function(
+                None, linear, x, labels, **{"init": "none", **hyper}
+            ),
+            stopped=("x",),
+            extremes={"x": (0.0, 1.0)},
+            bf16=None,
+            reference=reference,
+            blames=("losses.attack_classifier",),
+            bad={
+                "eps": (-0.1, np.inf),
+                "step_size": (-0.1, np.inf),
+                "steps": (-1, 2.5),
+                "norm": ("l1",),
+                "init": ("zero",),
+                "clip": ((1.0, 0.0),),
+                "x": (np.float64(0.5), np.ones((16, 3), int)),
+            },
+            free={
+                "logits_fn": "any function of the inputs",
+                "key": "a random key; the random starts are tested in tests/losses",
+            },
+        )
+        for function, reference in (
+            (adversarial.attack_classifier, attack_classifier),
+            (adversarial.adversarial_cross_entropy, adversarial_cross_entropy),
+        )
+    ),
+    Case(
+        function=adversarial.srat_loss,
+        inputs=lambda rng, n: {**under_attack(rng, n), "class_weights": CLASS_WEIGHTS},
+        fixed=("class_weights",),
+        hyper={"sep_weight": 0.7, "temperature": 0.4},
+        mask="mask",
+        couples=True,
+        differentiable=("adv_logits", "adv_features"),
+        stopped=("class_weights",),
+        reference=srat,
+        invariants=(an_example_without_a_class_costs_nothing,),
+        bad={
+            "sep_weight": (-1.0, np.inf),
+            "temperature": (0.0, np.inf),
+            "class_weights": (np.ones(4), np.ones((1, 3))),
+        },
+        defaults={"sep_weight": 2.0, "temperature": 0.1},
+        free={"base_loss": "a function of the caller"},
+    ),
+    BatchLossCase(
+        function=adversarial.batch_srat,
+        inputs=under_attack,
+        hyper={"class_weights": CLASS_WEIGHTS, "sep_weight": 0.7, "temperature": 0.4},
+        surrogate=True,
+        differentiable=("adv_logits", "adv_features"),
+        reference=lambda steps, **hyper: [srat(**step, **hyper) for step in steps],
+        invariants=(an_example_without_a_class_costs_nothing,),
+        bad={
+            "sep_weight": (-1.0, np.inf),
+            "temperature": (0.0, np.inf),
+            "class_weights": (np.ones(4), np.ones((1, 3))),
+        },
+        defaults={"sep_weight": 2.0, "temperature": 0.1},
+        free={"base_loss": "a function of the caller"},
     ),
 ]

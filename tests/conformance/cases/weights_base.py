@@ -110,4 +110,15 @@ CASES = [
         ],
         bad={"weightings": ((),)},
     ),
+    WeightingCase(
+        function=weights.deferred,
+        inputs=some_losses,
+        hyper={"inner": weights.kl_dro(temperature=0.7), "start_step": 1},
+        reference=lambda steps, inner, start_step: [
+            s["mask"] * (np.exp(s["losses"] / 0.7) / np.mean(np.exp(s["losses"][s["mask"]] / 0.7)) if i else 1.0)
+            for i, s in enumerate(steps)
+        ],
+        blames=("kl_dro_weights",),
+        bad={"inner": ((), weights.kl_dro_weights), "start_step": (-1, 2.5)},
+    ),
 ]

@@ -58,6 +58,10 @@ def without_examples_no_class_has_weight(probe):
     np.testing.assert_array_equal(probe.value({"counts": np.zeros_like(COUNTS)}), np.zeros_like(COUNTS))
 
 
+def before_the_start_all_classes_weigh_one(probe):
+    np.testing.assert_array_equal(probe.value(probe.arrays(step=np.int64(4))), np.ones_like(COUNTS))
+
+
 def focal(log_probs, mask, gamma=2.0):
     return np.where(mask, (1 - np.exp(log_probs)) ** gamma, 0)
 
@@ -88,6 +92,20 @@ _SCHEME = {"inputs": labelled_losses, "mean": None, "invariants": (an_unknown_cl
 _SIGNAL = {"signal": "any name"}
 
 CASES = [
+    Case(
+        function=weights.deferred_weights,
+        defaults={"beta": 0.9999},
+        inputs=lambda rng, n: {"counts": COUNTS, "step": np.int64(7)},
+        fixed=("counts", "step"),
+        returns="batch",
+        stopped=("counts",),
+        hyper={"start_step": 5, "beta": 0.97, "scale": "examples"},
+        reference=lambda counts, step, start_step, beta, scale: (
+            np.ones(5) if step < start_step else effective(counts, beta, scale)
+        ),
+        invariants=(before_the_start_all_classes_weigh_one,),
+        bad={"beta": (-0.1, 1.5), "start_step": (-1, 2.5), **_BAD_COUNTS},
+    ),
     *(
         Case(
             function=function,
