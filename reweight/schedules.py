@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from reweight import _checks
 
-__all__ = ["epoch_ramp", "sigmoid_rampup"]
+__all__ = ["epoch_ramp", "sigmoid_rampup", "slow_start_fast_decay"]
 
 Step = Int[Array, ""] | int
 Schedule = Callable[[Step], Float[Array, ""]]
@@ -63,5 +63,62 @@ def sigmoid_rampup(length: int) -> Schedule:
         at = jnp.asarray(step).astype(_checks.accumulation_dtype(1.0))
         left = 1 - jnp.clip(at, 0, length) / max(length, 1)
         return jnp.exp(-5 * left**2) if length else jnp.ones_like(at)
+
+    return schedule
+
+
+def slow_start_fast_decay(
+    peak: float,
+    total_steps: int,
+    *,
+    final: float,
+    start_frac: float = 0.01,
+    rise_frac: float = 0.5,
+    power: float = 1.0,
+) -> Schedule:
+    r"""Rises slowly from near 0 to a peak, then decays exponentially: to fine-tune without destroying what is known.
+
+    .. math:: \eta(t) = \eta^* \big(s + (1 - s) (t / t_r)^p\big) \text{ to } t_r, \qquad
+        \eta^* (\eta_T / \eta^*)^{(t - t_r) / (T - t_r)} \text{ after it}
+
+    Adversarial fine-tuning takes a naturally trained model and few epochs (about ten) of adversarial training: the slow
+    start keeps the pre-trained features, the fast decay ends before robust overfitting.
+
+    Args:
+      peak: :math:`\eta^*`, in (0, inf).
+      total_steps: :math:`T`, at least 1.
+      final: :math:`\eta_T`, in (0, inf), the value at the last step and after it.
+      start_frac: :math:`s`, the first value as a share of the peak, in [0, 1].
+      rise_frac: :math:`t_r / T`, in [0, 1]: 0 starts at the peak and decays; 1 rises up to the last step, where the
+        peak is reached, and is `final` after it.
+      power: :math:`p`, in (0, inf): 1 rises along a line, more starts slower.
+
+    Returns:
+      A schedule, float32 or wider.
+
+    Raises:
+      ValueError: if an argument is out of range.
+
+    References:
+      Jeddi et al., *A Simple Fine-tuning Is All You Need: Towards Robust Deep Learning Via Adversarial Fine-tuning*,
+      2020, arXiv 2012.13628. The paper draws the shape; these curves are our reading of it.
+    """
+    function = "schedules.slow_start_fast_decay"
+    _checks.number(function, "peak", peak, low=0, open_low=True, open_high=True)
+    _checks.number(function, "total_steps", total_steps, low=1, integer=True)
+    _checks.number(function, "final", final, low=0, open_low=True, open_high=True)
+    _checks.number(function, "start_frac", start_frac, low=0, high=1)
+    _checks.number(function, "rise_frac", rise_frac, low=0, high=1)
+    _checks.number(function, "power", power, low=0, open_low=True, open_high=True)
+    top = rise_frac * total_steps
+
+    def schedule(step: Step) -> Float[Array, ""]:
+        at = jnp.asarray(step).astype(_checks.accumulation_dtype(1.0))
+        risen = jnp.clip(at / jnp.where(top > 0, top, 1), 0, 1)
+        rise = peak * (start_frac + (1 - start_frac) * risen**power)
+        fallen = (at - top) / jnp.where(top < total_steps, total_steps - top, 1)
+        decay = peak * jnp.exp(jnp.log(final / peak) * jnp.clip(fallen, 0, 1))
+        value = jnp.where((at <= top) & (top > 0), rise, decay)
+        return jnp.where(at > total_steps, final, value)
 
     return schedule
