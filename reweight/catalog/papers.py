@@ -14,7 +14,7 @@ from reweight.catalog.functions import resolve
 
 __all__ = ["KINDS", "LEVELS", "Paper", "Verdict", "load", "verdicts"]
 
-KINDS = ("attack", "diagnostic", "estimator", "loss", "optimizer", "reduction", "regularizer", "weighting")
+KINDS = ("attack", "diagnostic", "estimator", "loss", "optimizer", "reduction", "regularizer", "schedule", "weighting")
 LEVELS = ("properties", "golden", "conformance", "claim")
 
 FOLDER = pathlib.Path(__file__).parent
