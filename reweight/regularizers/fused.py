@@ -1,15 +1,16 @@
 """Fused penalties: neighbours along an ordered axis are drawn to each other, and the first of them to 0."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 from reweight import _checks, reduce
-from reweight.losses.ordinal import cumulative_logit_nll
+from reweight.losses.ordinal import cumulative_logit_nll, cumulative_probs
 
-__all__ = ["PrestoPath", "presto_path", "presto_penalty"]
+__all__ = ["PrestoChoice", "PrestoPath", "presto_cross_validation", "presto_path", "presto_penalty"]
 
 
 def presto_penalty(coefficients: Float[Array, "features boundaries"], *, alpha: float = 1.0) -> Float[Array, ""]:
@@ -120,7 +121,35 @@ def presto_path(
       the intercepts back to the scale of the features with the increment in place of the coefficient, which changes
       predictions where features have a mean; here it is the coefficient.
     """
-    function = "regularizers.fused.presto_path"
+    return _path(
+        "regularizers.fused.presto_path",
+        features,
+        labels,
+        num_classes=num_classes,
+        alpha=alpha,
+        lambdas=lambdas,
+        num_lambdas=num_lambdas,
+        lambda_min_ratio=lambda_min_ratio,
+        mask=mask,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+    )
+
+
+def _path(
+    function: str,
+    features: Array,
+    labels: Array,
+    *,
+    num_classes: int,
+    alpha: float,
+    lambdas: Array | None,
+    num_lambdas: int,
+    lambda_min_ratio: float,
+    mask: Array | None,
+    tolerance: float,
+    max_iterations: int,
+) -> PrestoPath:
     _checks.array(function, "features", features, ndim=2, kind="float")
     _checks.array(function, "labels", labels, shape=jnp.shape(features)[:1], kind="integer")
     _checks.number(function, "num_classes", num_classes, low=2, open_high=True, integer=True)
@@ -164,6 +193,107 @@ def presto_path(
     coefficients = jnp.cumsum(points.increments, axis=2) / scale[:, None]
     intercepts = points.intercepts - jnp.einsum("p,lpk->lk", mean, coefficients)
     return PrestoPath(lambdas, intercepts, coefficients, points.increments, residuals)
+
+
+class PrestoChoice(NamedTuple):
+    """Fits on all data with the penalty that does best on what a fit has not seen.
+
+    Attributes:
+      path: the fits on all data.
+      scores: mean Brier score of the held-out folds at each penalty `[L]`.
+      best: index of the penalty with the least score, the largest one of several, an integer scalar.
+    """
+
+    path: PrestoPath
+    scores: Float[Array, " lambdas"]
+    best: Int[Array, ""]
+
+    @property
+    def intercepts(self) -> Float[Array, " boundaries"]:
+        """Of the boundaries, at the best penalty `[K-1]`."""
+        return self.path.intercepts[self.best]
+
+    @property
+    def coefficients(self) -> Float[Array, "features boundaries"]:
+        """Of each feature at each boundary, at the best penalty `[p, K-1]`."""
+        return self.path.coefficients[self.best]
+
+
+def presto_cross_validation(
+    key: PRNGKeyArray,
+    features: Float[Array, "batch features"],
+    labels: Int[Array, " batch"],
+    *,
+    num_classes: int,
+    folds: int = 5,
+    alpha: float = 1.0,
+    num_lambdas: int = 20,
+    lambda_min_ratio: float = 0.01,
+    mask: Bool[Array, " batch"] | Num[Array, " batch"] | None = None,
+    tolerance: float = 1e-6,
+    max_iterations: int = 2000,
+) -> PrestoChoice:
+    r"""PRESTO with its penalty chosen by the Brier score of examples that were held out.
+
+    .. math:: \frac{1}{n} \sum_i \sum_k (1[y_i = k] - p_k(x_i))^2
+
+    with the probabilities of the fit that has not seen the fold of example i. All fits go along the penalties of the
+    fit on all data.
+
+    Args:
+      key: for the folds, which are of equal sizes up to one example.
+      features: as for `presto_path`.
+      labels: as for `presto_path`.
+      num_classes: as for `presto_path`.
+      folds: into how many pieces the data are cut, at least 2.
+      alpha: as for `presto_penalty`.
+      num_lambdas: as for `presto_path`.
+      lambda_min_ratio: as for `presto_path`.
+      mask: as for `presto_path`.
+      tolerance: as for `presto_path`.
+      max_iterations: as for `presto_path`.
+
+    Returns:
+      A `PrestoChoice`.
+
+    Raises:
+      ValueError: if the shapes do not fit, labels are not integers, or a hyperparameter is out of range.
+
+    References:
+      Faletto and Bien, *Predicting Rare Events by Shrinking Towards Proportional Odds*, 2023.
+    """
+    function = "regularizers.fused.presto_cross_validation"
+    _checks.number(function, "folds", folds, low=2, open_high=True, integer=True)
+    fit = functools.partial(
+        _path,
+        function,
+        features,
+        labels,
+        num_classes=num_classes,
+        alpha=alpha,
+        num_lambdas=num_lambdas,
+        lambda_min_ratio=lambda_min_ratio,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+    )
+    path = fit(lambdas=None, mask=mask)
+    kept = (labels >= 0) & (labels < num_classes)
+    if mask is not None:
+        kept &= jnp.asarray(mask) != 0
+    # What is hidden comes last, so that it fills up no fold.
+    rank = jnp.argsort(jnp.argsort(jnp.where(kept, jax.random.uniform(key, kept.shape), 2)))
+    rows = jnp.where(kept[:, None], features, 0).astype(path.coefficients.dtype)
+    classes = jax.nn.one_hot(jnp.where(kept, labels, 0), num_classes, dtype=rows.dtype)
+
+    def held_out(fold: Array) -> Float[Array, " lambdas"]:
+        mine = rank % folds == fold
+        found = fit(lambdas=path.lambdas, mask=kept & ~mine)
+        logits = jnp.einsum("np,lpk->lnk", rows, found.coefficients) + found.intercepts[:, None]
+        errors = jnp.sum((cumulative_probs(logits)[0] - classes) ** 2, axis=-1)
+        return jnp.sum(jnp.where(kept & mine, errors, 0), axis=1)
+
+    scores = jnp.sum(jax.lax.map(held_out, jnp.arange(folds)), axis=0) / jnp.maximum(jnp.sum(kept), 1)
+    return PrestoChoice(path, scores, jnp.argmin(scores))
 
 
 def _null(labels: Array, kept: Array, count: Array, num_classes: int, size: int) -> _Point:

@@ -123,3 +123,38 @@ def test_a_constant_feature_and_an_empty_class_do_no_harm():
 def test_a_static_mistake_is_named(change, named):
     with pytest.raises(ValueError, match=f"argument `{named}`"):
         fused.presto_path(**{"features": FEATURES, "labels": LABELS, "num_classes": 3, **change})
+
+
+def test_cross_validation_scores_every_example_by_fits_that_have_not_seen_it(x64):
+    key, folds, n = jax.random.key(3), 4, len(LABELS)
+    options = {"num_classes": 3, "num_lambdas": 4, "lambda_min_ratio": 0.2, "tolerance": 1e-9}
+    found = fused.presto_cross_validation(key, FEATURES, LABELS, folds=folds, **options)
+    whole = fused.presto_path(FEATURES, LABELS, **options)
+    np.testing.assert_allclose(found.path.coefficients, whole.coefficients, rtol=1e-9)
+    fold = np.argsort(np.argsort(jax.random.uniform(key, (n,)))) % folds
+    assert np.ptp(np.bincount(fold)) <= 1
+    scores = np.zeros(4)
+    for held in range(folds):
+        seen = fold != held
+        part = path(FEATURES[seen], LABELS[seen], lambdas=whole.lambdas)
+        for i in range(4):
+            logits = FEATURES[~seen] @ part.coefficients[i] + part.intercepts[i]
+            probs = np.diff(1 / (1 + np.exp(-np.asarray(logits))), axis=1, prepend=0, append=1)
+            scores[i] += np.sum((probs - np.eye(3)[LABELS[~seen]]) ** 2) / n
+    np.testing.assert_allclose(found.scores, scores, rtol=1e-6)
+    assert found.best == np.argmin(scores)
+    np.testing.assert_array_equal(found.coefficients, found.path.coefficients[found.best])
+    np.testing.assert_array_equal(found.intercepts, found.path.intercepts[found.best])
+
+
+def test_cross_validation_never_reads_what_is_hidden():
+    mask = np.arange(len(LABELS)) % 3 != 0
+    options = {"num_classes": 3, "num_lambdas": 3, "lambda_min_ratio": 0.2, "folds": 2, "mask": mask}
+    poisoned = np.where(mask[:, None], FEATURES, np.nan)
+    found, again = (
+        fused.presto_cross_validation(jax.random.key(0), x, LABELS, **options) for x in (FEATURES, poisoned)
+    )
+    np.testing.assert_array_equal(found.scores, again.scores)
+    nothing = fused.presto_cross_validation(jax.random.key(0), FEATURES, LABELS, **{**options, "mask": 0 * mask})
+    np.testing.assert_array_equal(nothing.scores, 0)
+    assert nothing.best == 0  # of equal scores the largest penalty

@@ -1,5 +1,6 @@
 """Losses of ordered classes, and the fused penalty of their boundaries."""
 
+import jax
 import numpy as np
 
 from conformance.case import Case
@@ -54,6 +55,10 @@ def path(**given):
     return fused.presto_path(**given)[:4]
 
 
+def path_of_cross_validation(**given):
+    return fused.presto_cross_validation(jax.random.key(0), **given).path[:4]
+
+
 def the_first_fit_of_a_lasso_has_only_zeros(probe):
     increments = probe.value(probe.arrays(), alpha=1.0)[3]
     assert not np.any(np.abs(increments[0]) > 1e-5)
@@ -106,6 +111,42 @@ CASES = [
         },
         free={"lambdas": "any strengths, in an array"},
         defaults={
+            "alpha": 1.0,
+            "num_lambdas": 20,
+            "lambda_min_ratio": 0.01,
+            "tolerance": 1e-6,
+            "max_iterations": 2000,
+        },
+        tolerance=1e-3,
+        bf16=None,
+    ),
+    Case(
+        function=fused.presto_cross_validation,
+        call=path_of_cross_validation,
+        inputs=rows,
+        hyper={
+            "num_classes": 3,
+            "alpha": 0.5,
+            "num_lambdas": 3,
+            "lambda_min_ratio": 0.3,
+            "tolerance": 1e-7,
+            "folds": 2,
+        },
+        returns="batch",
+        mask="mask",
+        constant=("features",),
+        bad={
+            "num_classes": (1, 2.5),
+            "folds": (1, 2.5),
+            "alpha": (-0.1, 1.1),
+            "num_lambdas": (0, 1.5),
+            "lambda_min_ratio": (0.0, 1.0),
+            "tolerance": (0.0, np.inf),
+            "max_iterations": (0, 1.5),
+        },
+        free={"key": "of the folds, drawn by the case"},
+        defaults={
+            "folds": 5,
             "alpha": 1.0,
             "num_lambdas": 20,
             "lambda_min_ratio": 0.01,
