@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from reweight.losses import BatchLoss
-from reweight.weights import Weighting, uniform
+from reweight.weights import LearnedWeighting, Weighting, uniform
 
 __all__ = ["TrainState", "init_state"]
 
@@ -48,7 +48,7 @@ def init_state(
     params: Tree,
     extra: Tree,
     optimizer: optax.GradientTransformation,
-    weighting: Weighting | None = None,
+    weighting: Weighting | LearnedWeighting | None = None,
     key: PRNGKeyArray | None = None,
     *,
     loss: BatchLoss | None = None,
@@ -63,7 +63,7 @@ def init_state(
       params: a pytree of float arrays.
       extra: a pytree of arrays, or None.
       optimizer: an optax transformation.
-      weighting: the weighting of the run; default `weights.uniform()`.
+      weighting: the weighting of the run, a learned one for `make_meta_step`; default `weights.uniform()`.
       key: a typed key (`jax.random.key`), from which the keys of the weighting, of the loss and of all steps come;
         default `key(0)`.
       loss: the `BatchLoss` of the run, if `make_step` gets one.

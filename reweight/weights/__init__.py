@@ -54,6 +54,12 @@ from reweight.weights.imbalance import (
     deferred_weights,
     inverse_frequency_weights,
 )
+from reweight.weights.learned import (
+    LearnedState,
+    LearnedWeighting,
+    MetaGradient,
+    meta_gradient,
+)
 from reweight.weights.noise import (
     SmallLossState,
     small_loss,
@@ -70,6 +76,13 @@ from reweight.weights.propensity import (
     importance,
     importance_weights,
 )
+from reweight.weights.rescaling import (
+    PassMemory,
+    RescalingParams,
+    storm,
+    storm_features,
+    storm_weights,
+)
 from reweight.weights.trajectories import (
     wpo,
     wpo_weights,
@@ -77,10 +90,16 @@ from reweight.weights.trajectories import (
 
 __all__ = [
     "CompositionalState",
+    "DeferredState",
     "EntropyBalanceState",
     "GroupDROState",
     "GroupMeans",
+    "LearnedState",
+    "LearnedWeighting",
     "LossBalanceState",
+    "MetaGradient",
+    "PassMemory",
+    "RescalingParams",
     "SmallLossState",
     "SmoothedState",
     "TemperatureBalance",
@@ -94,8 +113,9 @@ __all__ = [
     "compositional_kl_dro",
     "cvar_dro",
     "cvar_value",
-    "DeferredState",
     "cvar_weights",
+    "deferred",
+    "deferred_weights",
     "effective_number_weights",
     "effective_sample_size",
     "entropy_balance",
@@ -115,14 +135,16 @@ __all__ = [
     "kl_dro_weights",
     "lookup",
     "max_weight_share",
+    "meta_gradient",
     "normalize",
     "normalized_loss_balance",
     "small_loss",
-    "deferred",
-    "deferred_weights",
     "small_loss_weights",
     "smoothed",
     "stateless",
+    "storm",
+    "storm_features",
+    "storm_weights",
     "table_gather",
     "table_init",
     "table_scatter",
