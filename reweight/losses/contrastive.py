@@ -5,24 +5,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from reweight import _checks
+from reweight.losses._directions import unit
 from reweight.losses.base import BatchLoss, of_batch
 
 __all__ = ["batch_supcon", "supcon"]
 
 Features = Float[Array, "batch features"] | Float[Array, "batch views features"]
 Mask = Bool[Array, " batch"] | Num[Array, " batch"]
-
-_SHORTEST = 1e-12
-
-
-def _unit(vectors: Float[Array, "rows features"]) -> Float[Array, "rows features"]:
-    """Vectors of length one; what is too short to have a direction is 0, with zero gradient."""
-    # Scaled by the largest entry, so that squares neither vanish nor overflow.
-    top = jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axis=-1, keepdims=True, initial=0))
-    long = top > _SHORTEST
-    scaled = jnp.where(long, vectors / jnp.where(long, top, 1), 0)
-    squares = jnp.sum(scaled**2, axis=-1, keepdims=True)
-    return scaled / jnp.sqrt(jnp.where(long, squares, 1))
 
 
 def supcon(
@@ -93,7 +82,7 @@ def _supcon(
     vectors = jnp.asarray(features).reshape(size[0] * views, jnp.shape(features)[-1])
     there, ids = jnp.repeat(kept, views), jnp.repeat(jnp.asarray(labels), views)
     vectors = jnp.where(there[:, None], vectors, 0).astype(_checks.accumulation_dtype(vectors))
-    vectors = _unit(vectors) if normalize else vectors
+    vectors = unit(vectors) if normalize else vectors
     compared = there[:, None] & there & ~jnp.eye(len(ids), dtype=bool)
     positive = compared & (ids[:, None] == ids)
     count = jnp.sum(positive, axis=1)

@@ -28,6 +28,7 @@ from reweight.optim.projection import (
     with_projection,
 )
 from reweight.optim.scale_invariance import channel_norms, effective_step, named_views, norm_growth
+from reweight.optim.sharpness import ascent_step, sharpness_aware, surrogate_gap_gradient
 
 __all__ = [
     "CHANNEL",
@@ -40,6 +41,7 @@ __all__ = [
     "ScaleByAdamPState",
     "ScaleBySGDPState",
     "adamp",
+    "ascent_step",
     "channel_norms",
     "default_layout",
     "effective_step",
@@ -53,6 +55,8 @@ __all__ = [
     "scale_by_adamp",
     "scale_by_sgdp",
     "sgdp",
+    "sharpness_aware",
     "stacked",
+    "surrogate_gap_gradient",
     "with_projection",
 ]

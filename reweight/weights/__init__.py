@@ -16,6 +16,10 @@ from reweight.weights.base import (
     uniform,
     weight_entropy,
 )
+from reweight.weights.confidence import (
+    entropy_filter,
+    entropy_filter_weights,
+)
 from reweight.weights.dro import (
     CompositionalState,
     chi2_dro,
@@ -119,6 +123,8 @@ __all__ = [
     "effective_number_weights",
     "effective_sample_size",
     "entropy_balance",
+    "entropy_filter",
+    "entropy_filter_weights",
     "focal",
     "focal_weights",
     "gairat",

@@ -129,6 +129,7 @@ class TransformCase:
       variant: what tells two cases of one function apart.
       call: how the suite makes the transform from the hyperparameters, where plain keywords do not do.
       needs_params: `update` needs the parameters and says so.
+      couples: the step of a parameter depends on the other parameters.
       layered: each layer of a stack is treated as a tensor of its own, where the layout says that it is a stack.
       bad: as for `Case`.
       defaults: as for `Case`.
@@ -143,6 +144,7 @@ class TransformCase:
     variant: str = ""
     call: Callable[..., Any] | None = None
     needs_params: bool = True
+    couples: bool = False
     layered: bool = False
     bad: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     defaults: Mapping[str, float] = dataclasses.field(default_factory=dict)

@@ -1,5 +1,6 @@
-"""Cross-entropy of the softmax, and focal loss."""
+"""Cross-entropy of the softmax, focal loss, and entropy of the prediction."""
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
@@ -8,7 +9,7 @@ from reweight import _checks
 from reweight.losses.classification import _rows
 from reweight.losses.classification._rows import ClassMask, Labels, Logits
 
-__all__ = ["cross_entropy", "focal_loss"]
+__all__ = ["cross_entropy", "focal_loss", "prediction_entropy"]
 
 
 def cross_entropy(
@@ -91,3 +92,30 @@ def focal_loss(
     # At p = 1 the power has no derivative for gamma < 1, and the loss is 0 with slope 0 for every gamma > 0.
     factor = jnp.where(positive, jnp.where(positive, missing, 1) ** gamma, jnp.asarray(gamma == 0, loss.dtype))
     return factor * loss
+
+
+def prediction_entropy(logits: Logits, *, class_mask: ClassMask | None = None) -> Float[Array, "*batch"]:
+    r"""Entropy of the prediction, :math:`-\sum_c p_c \log p_c` with :math:`p = \mathrm{softmax}(z)`, per example.
+
+    As a loss it needs no labels: minimising it on inputs from a shifted distribution is test-time adaptation (Tent).
+
+    Args:
+      logits: `[..., C]`, any scale.
+      class_mask: as for `cross_entropy`.
+
+    Returns:
+      Entropies `[...]` in nats, between 0 and :math:`\log C`, float32 or wider; 0 with zero gradient for a row
+      with no class.
+
+    Raises:
+      ValueError: if the logits are not floats, or the mask does not broadcast to them.
+
+    References:
+      Wang et al., *Tent: Fully Test-time Adaptation by Entropy Minimization*, 2021, arXiv 2006.10726.
+    """
+    allowed = _rows.allowed("losses.prediction_entropy", logits, class_mask)
+    scores = _rows.centred(logits, allowed)
+    some = jnp.any(allowed, axis=-1, keepdims=True)
+    log_mass = jax.nn.logsumexp(scores, axis=-1, where=allowed | ~some, keepdims=True)
+    log_probs = jnp.where(allowed, scores - log_mass, 0)
+    return -jnp.sum(jnp.where(allowed, jnp.exp(log_probs) * log_probs, 0), axis=-1)

@@ -177,6 +177,27 @@ def test_focal_loss_at_gamma_zero_is_cross_entropy():
         np.testing.assert_allclose(left, right, rtol=1e-6, atol=1e-7)
 
 
+@hypothesis.given(values=logits_at_large)
+def test_entropy_and_its_gradient_are_the_formula(values):
+    logits = np.float32(values).reshape(B, C)
+    value, grad = jax.jit(jax.value_and_grad(lambda x: jnp.sum(classification.prediction_entropy(x))))(logits)
+    log_p = log_softmax(logits)
+    entropies = -np.sum(np.exp(log_p) * log_p, axis=1)
+    np.testing.assert_allclose(value, entropies.sum(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(grad, -np.exp(log_p) * (log_p + entropies[:, None]), rtol=1e-3, atol=1e-5)
+
+
+def test_entropy_is_that_of_the_classes_that_count():
+    logits = np.random.default_rng(11).normal(size=(B, C)).astype(np.float32)
+    np.testing.assert_allclose(classification.prediction_entropy(np.zeros((B, C), np.float32)), np.log(C), rtol=1e-6)
+    two = np.array([True, False, True])
+    np.testing.assert_allclose(
+        classification.prediction_entropy(logits, class_mask=two), classification.prediction_entropy(logits[:, two]),
+        rtol=1e-5,
+    )  # fmt: skip
+    np.testing.assert_array_equal(classification.prediction_entropy(logits, class_mask=np.array([0, 0, 1])), 0)
+
+
 @pytest.mark.parametrize(
     ("call", "named"),
     [
@@ -188,6 +209,7 @@ def test_focal_loss_at_gamma_zero_is_cross_entropy():
         (lambda x: classification.cross_entropy(x, LABELS, class_mask=np.ones(B)), "class_mask"),
         (lambda x: classification.focal_loss(x, LABELS, gamma=-1.0), "gamma"),
         (lambda x: classification.focal_loss(x, np.ones((B, C), np.float32)), "labels"),
+        (lambda x: classification.prediction_entropy(x.astype(int)), "logits"),
         (lambda x: classification.logit_adjusted_cross_entropy(x, LABELS, class_counts=np.ones(2)), "class_counts"),
         (lambda x: classification.logit_adjusted_cross_entropy(x, LABELS, class_counts=np.ones(C), tau=-1), "tau"),
     ],
