@@ -3,6 +3,7 @@
 from reweight import (
     adapt,
     decoding,
+    dynamics,
     estimators,
     losses,
     metrics,
@@ -18,6 +19,7 @@ from reweight import (
 __all__ = [
     "adapt",
     "decoding",
+    "dynamics",
     "estimators",
     "losses",
     "metrics",
