@@ -1,5 +1,5 @@
 """Penalties on parameters, features and outputs, and the fits that they make."""
 
-from reweight.regularizers import fused, mixup
+from reweight.regularizers import fused, mixup, nested
 
-__all__ = ["fused", "mixup"]
+__all__ = ["fused", "mixup", "nested"]

@@ -66,6 +66,9 @@ from reweight.weights.learned import (
 )
 from reweight.weights.noise import (
     SmallLossState,
+    co_teaching,
+    co_teaching_weights,
+    keep_schedule,
     small_loss,
     small_loss_weights,
 )
@@ -114,6 +117,8 @@ __all__ = [
     "chi2_dro_weights",
     "class_balanced",
     "class_weighted",
+    "co_teaching",
+    "co_teaching_weights",
     "compositional_kl_dro",
     "cvar_dro",
     "cvar_value",
@@ -136,6 +141,7 @@ __all__ = [
     "importance_weights",
     "inverse_frequency",
     "inverse_frequency_weights",
+    "keep_schedule",
     "kl_dro",
     "kl_dro_value",
     "kl_dro_weights",

@@ -1,6 +1,7 @@
 """Selection by small losses, and the memory of single examples."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from conformance.case import Case, WeightingCase
@@ -28,6 +29,33 @@ def keep_rate_zero_keeps_the_smallest(probe):
     arrays = probe.arrays()
     value = probe.value(arrays, keep_rate=0.0)
     assert np.flatnonzero(value).tolist() == [np.argmin(np.where(arrays["mask"], arrays["losses"], np.inf))]
+
+
+def co_taught(losses, keep_rate, mask):
+    """What the first network learns from: the choice of the second."""
+    return small(losses=losses[:, 1], mask=mask, keep_rate=keep_rate)
+
+
+def losses_of_two(rng, n):
+    return {"losses": rng.exponential(size=(n, 2))}
+
+
+def _of_examples(mask):
+    return None if mask is None else jnp.asarray(mask)[:, None]
+
+
+def _co_teaching_weights(losses, mask=None, **hyper):
+    return weights.co_teaching_weights(losses, mask=_of_examples(mask), **hyper)[:, 0]
+
+
+def _co_teaching(**hyper):
+    scheme = weights.co_teaching(**hyper)
+
+    def update(state, losses, mask=None, **_):
+        found, state = scheme.update(state, losses, mask=_of_examples(mask))
+        return found[:, 0], state
+
+    return scheme._replace(update=update)
 
 
 def falling(step):
@@ -113,6 +141,37 @@ CASES = [
         inputs=some_losses,
         hyper={"keep_rate": falling},
         reference=lambda steps, keep_rate: [small(**s, keep_rate=keep_rate(t)) for t, s in enumerate(steps)],
+    ),
+    Case(
+        function=weights.co_teaching_weights,
+        inputs=losses_of_two,
+        call=_co_teaching_weights,
+        hyper={"keep_rate": 0.6},
+        mask="mask",
+        stopped=("losses",),
+        couples=True,
+        weights=True,
+        reference=co_taught,
+        bad={"keep_rate": (-0.1, 1.1)},
+    ),
+    WeightingCase(
+        function=weights.co_teaching,
+        inputs=losses_of_two,
+        call=_co_teaching,
+        hyper={"keep_rate": falling},
+        reference=lambda steps, keep_rate: [co_taught(**s, keep_rate=keep_rate(t)) for t, s in enumerate(steps)],
+        bad={"keep_rate": (-0.1, 1.1)},
+    ),
+    Case(
+        function=weights.keep_schedule,
+        inputs=lambda rng, n: {"step": np.arange(n)},
+        call=lambda step, **hyper: weights.keep_schedule(**hyper)(step),
+        hyper={"forget_rate": 0.4, "steps_per_epoch": 2, "gradual_epochs": 4},
+        defaults={"forget_rate": 0.2, "gradual_epochs": 5},
+        reference=lambda step, forget_rate, steps_per_epoch, gradual_epochs: (
+            1 - np.interp(step // steps_per_epoch, [0, gradual_epochs - 1], [0, forget_rate])
+        ),
+        bad={"forget_rate": (-0.1, 1.1), "steps_per_epoch": (0, 2.5), "gradual_epochs": (0, 2.5)},
     ),
     Case(
         function=weights.table_init,
