@@ -29,6 +29,7 @@ from reweight.optim.projection import (
 )
 from reweight.optim.scale_invariance import channel_norms, effective_step, named_views, norm_growth
 from reweight.optim.sharpness import ascent_step, sharpness_aware, surrogate_gap_gradient
+from reweight.optim.subnetwork import subnet_mask
 
 __all__ = [
     "CHANNEL",
@@ -57,6 +58,7 @@ __all__ = [
     "sgdp",
     "sharpness_aware",
     "stacked",
+    "subnet_mask",
     "surrogate_gap_gradient",
     "with_projection",
 ]
