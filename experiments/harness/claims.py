@@ -23,7 +23,7 @@ class Claim(NamedTuple):
     """A paper's claim: `better` has a higher (or lower) `metric` than the baseline `than`.
 
     Attributes:
-      paper: who claims it, as `Authors year, arXiv id`.
+      paper: who claims it, as `Authors year, arXiv id`, or with the title where there is none.
       better: the method the claim is about, by its name in the experiment's table of methods.
       than: its baseline.
       metric: the name of the metric.

@@ -63,6 +63,12 @@ class Paper:
         """The paper as one cites it."""
         return f"{self.authors}, {self.title}, {self.year}" + (f", arXiv {self.arxiv}" if self.arxiv else "")
 
+    def claims(self, cited: str) -> bool:
+        """Whether a claim is this paper's: it cites the arXiv number or, of a paper without one, the title or the id."""
+        if self.arxiv:
+            return cited == self.id or bool(re.search(rf"\b{re.escape(self.arxiv)}\b", cited))
+        return cited == self.id or self.title in cited
+
     def resolve(self) -> Iterator[tuple[str, Callable[..., Any]]]:
         """Its functions with their import paths."""
         return ((path, resolve(path)) for path in self.functions)
@@ -159,7 +165,7 @@ class Verdict(NamedTuple):
 
 
 def verdicts(paper: Paper, results: pathlib.Path | None = None) -> list[Verdict]:
-    """The stored verdicts on a paper's claims: those in the results of its experiment that name its arXiv number or id.
+    """The stored verdicts on a paper's claims: those in the results of its experiment that cite it.
 
     Args:
       paper: an entry.
@@ -170,8 +176,7 @@ def verdicts(paper: Paper, results: pathlib.Path | None = None) -> list[Verdict]
         return []
     found = []
     for claim in json.loads(path.read_text(encoding="utf-8"))["claims"]:
-        named = claim["paper"]
-        if named == paper.id or (paper.arxiv and re.search(rf"\b{re.escape(paper.arxiv)}\b", named)):
+        if paper.claims(claim["paper"]):
             sign = "<" if claim.get("direction") == "lower" else ">"
             text = f"{claim['better']} {sign} {claim['than']}: {claim['metric'].replace('_', ' ')}"
             found.append(Verdict(paper.experiment, text, claim["verdict"] == "shown", claim.get("seeds", 0)))

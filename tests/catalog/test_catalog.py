@@ -116,7 +116,7 @@ def test_claims_have_a_stored_verdict_over_five_seeds(name):
 def test_every_stored_verdict_belongs_to_a_paper_that_lists_it():
     for file in RESULTS.glob("*.json"):
         for claim in json.loads(file.read_text(encoding="utf-8"))["claims"]:
-            owners = [p for p in PAPERS.values() if p.id == claim["paper"] or (p.arxiv and p.arxiv in claim["paper"])]
+            owners = [paper for paper in PAPERS.values() if paper.claims(claim["paper"])]
             assert len(owners) == 1, f"{file.name}: no paper of the catalog, or several, for {claim['paper']!r}"
             assert owners[0].experiment == file.stem
             assert "claim" in owners[0].verified, f"list the claim of {owners[0].id}"
