@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 Norm = Literal["linf", "l2"]
-Covariance = Float[Array, ""] | Float[Array, " d"] | Float[Array, "d d"]
+Covariance = float | Float[Array, ""] | Float[Array, " d"] | Float[Array, "d d"]
 Number = float | Float[Array, ""]
 
 
