@@ -204,15 +204,17 @@ def log_joint(
     return _log_priors(known.counts) + densities
 
 
-def linear_probe(moments: ClassMoments, *, var_eps: float = 1e-9) -> LinearProbe:
+def linear_probe(moments: ClassMoments, *, var_eps: float = 1e-9, centred: bool = False) -> LinearProbe:
     r"""Naive Bayes with shared variances as a linear classifier: :math:`W_c = \mu_c / v`.
 
     The bias is :math:`\log \pi_c - \frac12 \sum_d \mu_{cd}^2 / v_d`. Its logits differ from `log_joint` by what all
-    classes have in common; where features hardly vary about large means they lose digits that `log_joint` keeps.
+    classes have in common.
 
     Args:
       moments: of the classes.
       var_eps: as for `class_variances`.
+      centred: take the mean of all examples from the means, and back into the bias. The probabilities stay, and keep
+        their digits where a feature hardly varies about a mean far from 0.
 
     Returns:
       A kernel `[C, D]` and a bias `[C]`, float32 or wider; the bias of a class without examples is minus infinity. A
@@ -227,8 +229,13 @@ def linear_probe(moments: ClassMoments, *, var_eps: float = 1e-9) -> LinearProbe
     """
     function = "estimators.linear_probe"
     known = _moments(function, moments)
-    kernel = known.means / _variances(function, moments, True, var_eps)
-    return LinearProbe(kernel, _log_priors(known.counts) - jnp.sum(kernel * known.means, axis=1) / 2)
+    centre = jnp.zeros_like(known.means[0])
+    if centred:
+        total = jnp.sum(known.counts)
+        centre = jnp.einsum("c,cd->d", known.counts, known.means, precision="highest") / jnp.where(total > 0, total, 1)
+    apart = jnp.where(known.counts[:, None] > 0, known.means - centre, 0)
+    kernel = apart / _variances(function, moments, True, var_eps)
+    return LinearProbe(kernel, _log_priors(known.counts) - jnp.sum(kernel * (centre + apart / 2), axis=1))
 
 
 def _moments(

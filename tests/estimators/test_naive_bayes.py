@@ -83,6 +83,17 @@ def test_the_linear_form_has_the_probabilities_of_the_joint_density():
     np.testing.assert_allclose(linear, jax.nn.softmax(log_joint(moments, features)), rtol=1e-3, atol=1e-6)
 
 
+def test_a_centred_probe_has_the_same_probabilities_and_keeps_digits():
+    features, labels = data(8)
+    moments = class_moments(features, labels, num_classes=5)
+    probs = [jax.nn.softmax(features @ k.T + b) for k, b in (linear_probe(moments, centred=c) for c in (False, True))]
+    np.testing.assert_allclose(*probs, rtol=1e-3, atol=1e-6)
+    # A feature that is always 3 says nothing, and must not drown the others.
+    features = np.concatenate([features, np.full((60, 1), 3, np.float32)], axis=1)
+    kernel, bias = linear_probe(class_moments(features, labels, num_classes=5), centred=True)
+    np.testing.assert_allclose(jax.nn.softmax(features @ kernel.T + bias), probs[0], rtol=1e-3, atol=1e-5)
+
+
 def test_batches_in_any_order_are_the_whole():
     features, labels = data(1)
     pieces = [slice(0, 1), slice(1, 20), slice(20, 60)]

@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 APART = {"preference"}
 MODULES = {name: importlib.import_module(f"experiments.{name}") for name in listing.questions() if name not in APART}
 # Those that solve or evaluate where others train: a killed run has nothing to go on with and is run again.
-UNTRAINED: set[str] = set()
+UNTRAINED = {"linear_probes"}
 TIMES = "milliseconds"  # what no two runs have the same
 
 

@@ -70,10 +70,13 @@ def joint(features, counts, means, deviations, shared_variance, var_eps):
     )
 
 
-def probe(counts, means, deviations, var_eps):
+def probe(counts, means, deviations, var_eps, centred):
     inverse = np.diag(1 / variances(counts, means, deviations, True, var_eps))
-    kernel = means @ inverse
-    return naive_bayes.LinearProbe(kernel, np.log(counts / counts.sum()) - np.diag(means @ inverse @ means.T) / 2)
+    kernel, bias = means @ inverse, np.log(counts / counts.sum()) - np.diag(means @ inverse @ means.T) / 2
+    if centred:
+        centre = np.average(means, axis=0, weights=counts)
+        kernel, bias = kernel - centre @ inverse, bias + centre @ inverse @ centre / 2
+    return naive_bayes.LinearProbe(kernel, bias)
 
 
 def of_moments(function):
@@ -161,18 +164,22 @@ CASES = [
         )
         for shared in (True, False)
     ),
-    Case(
-        function=naive_bayes.linear_probe,
-        call=of_moments(naive_bayes.linear_probe),
-        inputs=without_features,
-        returns="batch",
-        hyper={"var_eps": 0.1},
-        fixed=FIELDS,
-        differentiable=("means", "deviations"),
-        constant=("counts",),
-        reference=probe,
-        bad=EPS,
-        defaults={"var_eps": 1e-9},
-        free=_MOMENTS,
+    *(
+        Case(
+            function=naive_bayes.linear_probe,
+            variant="centred" if centred else "",
+            call=of_moments(naive_bayes.linear_probe),
+            inputs=without_features,
+            returns="batch",
+            hyper={"var_eps": 0.1, "centred": centred},
+            fixed=FIELDS,
+            differentiable=("means", "deviations"),
+            constant=("counts",),
+            reference=probe,
+            bad=EPS,
+            defaults={"var_eps": 1e-9},
+            free=_MOMENTS,
+        )
+        for centred in (False, True)
     ),
 ]
