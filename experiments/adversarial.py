@@ -178,7 +178,7 @@ _DOUBLY = "Sow et al. 2023, arXiv 2308.00311"
 _COMP_SUM = "Mao, Mohri and Zhong 2023, arXiv 2304.07288"
 CLAIMS = (
     *(harness.Claim(_DOUBLY, "doubly_robust", than, "robust") for than in ("pgd_at", "gairat", "trades")),
-    *(harness.Claim(_DOUBLY, "doubly_robust", than, "robust_tail") for than in ("pgd_at", "gairat", "trades")),
+    *(harness.Claim(_DOUBLY, "doubly_robust", than, "robust_tail") for than in ("pgd_at", "trades")),
     harness.Claim(_COMP_SUM, "smooth_comp_sum", "pgd_at", "robust"),
     harness.Claim(_COMP_SUM, "smooth_comp_sum", "trades", "robust"),
     harness.Claim(_COMP_SUM, "smooth_comp_sum", "trades", "clean"),
