@@ -27,7 +27,7 @@ def backdoor_adjustment(
 
     Args:
       logits: `[M, ..., C]`, one row a model, on any scale.
-      model_weights: :math:`P(m)` `[M]`, non-negative, on any scale. Default: equal ones. If all are 0, so is the result.
+      model_weights: :math:`P(m)` `[M]`, non-negative, on any scale. Default: equal ones. All 0 give 0.
       mode: what is averaged, `"logits"` or `"probs"`.
 
     Returns:
