@@ -40,7 +40,7 @@ def entropy_step(
     opt_state: Any,
     optimizer: optax.GradientTransformation,
     *,
-    fraction: float = 0.4,
+    fraction: float | Float[Array, ""] = 0.4,
     mask: Bool[Array, " batch"] | Num[Array, " batch"] | None = None,
 ) -> Adapted:
     r"""One step down the mean entropy of the sure predictions of a batch, :math:`\sum_i m_i H_i / \sum_i m_i`.

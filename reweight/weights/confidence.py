@@ -16,7 +16,10 @@ Mask = Bool[Array, "..."] | Num[Array, "..."]
 
 
 def entropy_filter_weights(
-    logits: Float[Array, "*batch classes"], *, fraction: float = 0.4, mask: Mask | None = None
+    logits: Float[Array, "*batch classes"],
+    *,
+    fraction: float | Float[Array, ""] = 0.4,
+    mask: Mask | None = None,
 ) -> Float[Array, "*batch"]:
     r"""Weight 1 where the entropy of the prediction is small, :math:`H_i < f \log C`, and 0 elsewhere.
 
