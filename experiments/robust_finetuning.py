@@ -87,7 +87,6 @@ _claim = functools.partial(harness.Claim, "Jeddi et al. 2020, arXiv 2012.13628")
 CLAIMS = (
     _claim("slow_start", "scratch_long", "clean"),
     _claim("slow_start", "scratch_long", "robust"),
-    _claim("slow_start", "constant", "robust"),
     _claim("slow_start", "step_decay", "robust"),
 )
 
