@@ -2,10 +2,11 @@
 
 import argparse
 
-from benchmarks import import_time, optimizers, token_statistics
+from benchmarks import import_time, many_classes, optimizers, token_statistics
 
 BENCHMARKS = {
     "import_time": import_time.main,
+    "many_classes": many_classes.main,
     "optimizers": optimizers.main,
     "token_statistics": token_statistics.main,
 }

@@ -1,0 +1,114 @@
+"""Losses of the spherical family against the softmax over all classes, as the classes grow: time of a gradient.
+
+Three ways. `softmax`: cross-entropy, its gradient to hidden states and kernel. `anew`: the Z-loss from the sums of the
+kernel, which are computed in the step, and the same gradients; linear in the classes too, but without a score of every
+example and class. `kept`: the Z-loss from sums that are kept, its gradient to hidden states and to the labels' rows,
+which are moved, and the sums with them; the part of the gradient that all rows have in common stays in the small matrix
+that it is made of. Goal: that the time of `kept` does not grow with the classes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import measure
+from reweight.losses import classification
+
+ROWS, FEATURES = 128, 128
+CLASSES = (1_000, 10_000, 100_000)
+RATE = 1e-3
+GOAL = 2.0  # largest time over smallest, as the classes grow a hundredfold
+
+
+def whole_step(loss: Callable[[jax.Array, jax.Array, jax.Array], jax.Array], classes: int) -> Callable[[], None]:
+    """A call that takes one step of gradient descent on a whole kernel, and waits for it."""
+    hidden, kernel, labels = _draw(classes)
+
+    def step(hidden: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+        to_hidden, to_kernel = jax.grad(loss, argnums=(0, 1))(hidden, kernel, labels)
+        return to_hidden, kernel - RATE * to_kernel
+
+    compiled = jax.jit(step, donate_argnums=1)
+    carried = [kernel]
+
+    def call() -> None:
+        to_hidden, carried[0] = compiled(hidden, carried[0])
+        jax.block_until_ready((to_hidden, carried))
+
+    return call
+
+
+def softmax(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross-entropy from the scores of all classes."""
+    return jnp.mean(classification.cross_entropy(hidden @ kernel.T, labels))
+
+
+def z_loss(hidden: jax.Array, rows: jax.Array, sums: classification.KernelSums) -> jax.Array:
+    """The Z-loss from the sums of the kernel and the labels' rows."""
+    statistics = classification.spherical_statistics(hidden, rows, sums)
+    return jnp.mean(classification.spherical_loss("z_loss", statistics, a=0.3, b=9.0))
+
+
+def anew(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
+    """The Z-loss from a whole kernel."""
+    return z_loss(hidden, kernel[labels], classification.kernel_sums(kernel))
+
+
+def kept_step(classes: int) -> Callable[[], None]:
+    """A call that moves the labels' rows along the gradient of the Z-loss, and the sums with them."""
+    hidden, kernel, labels = _draw(classes)
+
+    def step(hidden: jax.Array, kernel: jax.Array, sums: classification.KernelSums) -> Any:
+        rows = kernel[labels]
+        to_hidden, to_rows, to_sums = jax.grad(z_loss, argnums=(0, 1, 2))(hidden, rows, sums)
+        moved = rows - RATE * to_rows
+        sums = classification.update_kernel_sums(sums, rows, moved)
+        return (to_hidden, to_sums), kernel.at[labels].set(moved, unique_indices=True), sums
+
+    compiled = jax.jit(step, donate_argnums=(1, 2))
+    carried = [kernel, classification.kernel_sums(kernel)]
+
+    def call() -> None:
+        grads, carried[0], carried[1] = compiled(hidden, *carried)
+        jax.block_until_ready((grads, carried))
+
+    return call
+
+
+def _draw(classes: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Hidden states, a kernel, and labels of which each comes once."""
+    of_hidden, of_kernel, of_labels = jax.random.split(jax.random.key(0), 3)
+    labels = jax.random.choice(of_labels, classes, (ROWS,), replace=False)
+    kernel = jax.random.normal(of_kernel, (classes, FEATURES)) / FEATURES**0.5
+    return jax.random.normal(of_hidden, (ROWS, FEATURES)), kernel, labels
+
+
+def compare(sizes: tuple[int, ...] = CLASSES, rounds: int = 15) -> dict[str, Any]:
+    """Times all at every number of classes, in turns; prints the table."""
+    steps = {}
+    for classes in sizes:
+        steps[f"softmax {classes}"] = whole_step(softmax, classes)
+        steps[f"anew {classes}"] = whole_step(anew, classes)
+        steps[f"kept {classes}"] = kept_step(classes)
+    seconds = measure.interleaved(steps, rounds=rounds)
+    ways = ("softmax", "anew", "kept")
+    growth = {way: seconds[f"{way} {sizes[-1]}"] / seconds[f"{way} {sizes[0]}"] for way in ways}
+    ratios = {way: {n: seconds[f"softmax {n}"] / seconds[f"{way} {n}"] for n in sizes} for way in ways[1:]}
+    rows = []
+    for n in sizes:
+        times = [f"{1e3 * seconds[f'{way} {n}']:.2f} ms" for way in ways]
+        rows.append([f"{n}", *times, *(f"{ratios[way][n]:.1f}" for way in ways[1:])])
+    rows.append(["growth", *(f"{growth[way]:.1f} x" for way in ways), "", f"goal of kept: {GOAL:g} x"])
+    print(measure.table(("classes", *ways, "softmax / anew", "softmax / kept"), rows), flush=True)
+    return {"rows": ROWS, "features": FEATURES, "seconds": seconds, "ratios": ratios, "growth": growth, "goal": GOAL}
+
+
+def main() -> None:
+    """Times all, prints the table and stores it."""
+    measure.save("many_classes", compare())
+
+
+if __name__ == "__main__":
+    main()
