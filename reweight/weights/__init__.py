@@ -51,11 +51,11 @@ from reweight.weights.history import (
 from reweight.weights.imbalance import (
     class_balanced,
     class_weighted,
+    deferred_weights,
     effective_number_weights,
     focal,
     focal_weights,
     inverse_frequency,
-    deferred_weights,
     inverse_frequency_weights,
 )
 from reweight.weights.learned import (
@@ -90,6 +90,10 @@ from reweight.weights.rescaling import (
     storm_features,
     storm_weights,
 )
+from reweight.weights.similarity import (
+    SimilarityFilter,
+    similarity_filter,
+)
 from reweight.weights.trajectories import (
     wpo,
     wpo_weights,
@@ -107,6 +111,7 @@ __all__ = [
     "MetaGradient",
     "PassMemory",
     "RescalingParams",
+    "SimilarityFilter",
     "SmallLossState",
     "SmoothedState",
     "TemperatureBalance",
@@ -150,6 +155,7 @@ __all__ = [
     "meta_gradient",
     "normalize",
     "normalized_loss_balance",
+    "similarity_filter",
     "small_loss",
     "small_loss_weights",
     "smoothed",
