@@ -155,7 +155,7 @@ CLAIMS = (
     harness.Claim(_NCE, "nce_rce", "gce", "accuracy_symmetric_60"),
     harness.Claim(_CO_TEACHING, "co_teaching", "cross_entropy", "accuracy_symmetric_60"),
     harness.Claim(_CO_TEACHING, "co_teaching", "cross_entropy", "accuracy_pair_40"),
-    harness.Claim(_STORM, "storm", "dropout", "accuracy_symmetric_30"),
+    harness.Claim(_STORM, "storm", "dropout", "memorised", "lower"),
     harness.Claim(_STORM, "storm", "dropout", "accuracy"),
     harness.Claim(_NESTED, "nested_co_teaching", "cross_entropy", "accuracy"),
     harness.Claim(_NESTED, "nested_co_teaching", "co_teaching", "accuracy"),
