@@ -162,7 +162,7 @@ def tune(
             every=max(1, steps // 50),
             mesh=mesh,
         )
-        return state.params
+        return jax.device_get(state.params)  # from wherever the mesh had them
 
     fresh = jax.jit(jax.vmap(lambda key: jax.vmap(_build)(jax.random.split(key, MODELS))))(keys)
     found = train("pretraining", pretraining, fresh, None, worlds.pretraining)
