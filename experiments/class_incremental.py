@@ -98,7 +98,6 @@ class Config(harness.Config):
 
     table: ClassVar[tuple[str, ...]] = tuple(METHODS)
 
-    seeds: int = 8
     steps: int = 100
     """Training steps of a task."""
     batch_size: int = 64
