@@ -220,8 +220,8 @@ def test_unknown_methods_are_refused_in_code_too():
 def test_a_resumed_run_keeps_its_config(finished, capsys):
     name, _, run = finished
     with pytest.raises(SystemExit, match="2"):
-        command(name, "--resume", str(run), "--steps", "9")
-    assert "`steps` is 9; allowed: 8, as in the run to resume" in " ".join(capsys.readouterr().err.split())
+        command(name, "--resume", str(run), "--seeds", "3")
+    assert "`seeds` is 3; allowed: 2, as in the run to resume" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("damage", ["{", '{"seeds": 3}', "[]"])
