@@ -189,7 +189,7 @@ def herding(
 ) -> Int[Array, " selected"]:
     r"""Which examples to keep of a class: those whose mean stays closest to the mean of all, picked one by one.
 
-    The k-th is :math:`\arg\min_i \|\mu - \frac{1}{k} (f_i + \sum_{j<k} f_{p_j})\|`, each example at most once. The
+    The k-th minimises :math:`\|\mu - \frac{1}{k} (f_i + \sum_{j<k} f_{p_j})\|` over i, each example at most once. The
     first m picks of a longer list are the list for m, so that a memory is cut short from the end. Of several classes:
 
         jax.vmap(lambda c: herding(features, 20, mask=labels == c))(jnp.arange(num_classes))
