@@ -64,14 +64,14 @@ def pgd_attack(
       et al., *Explaining and Harnessing Adversarial Examples*, 2014, arXiv 1412.6572.
     """
     function = "losses.pgd_attack"
-    options: dict[str, Any] = {"eps": eps, "step_size": step_size, "steps": steps, "norm": norm, "init": init, "clip": clip}
+    options: dict[str, Any] = {"eps": eps, "step_size": step_size, "steps": steps, "norm": norm, "init": init}
 
     def watched(x: Array) -> tuple[Array, Array]:
         losses = loss_fn(x)
         _checks.array(function, "loss_fn(x)", losses, shape=x.shape[:1])
         return losses, jnp.zeros(x.shape[:1], bool)
 
-    return _ascend(function, key, watched, x, **options).inputs
+    return _ascend(function, key, watched, x, clip=clip, **options).inputs
 
 
 class Attack(NamedTuple):

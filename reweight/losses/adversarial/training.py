@@ -75,8 +75,8 @@ def adversarial_cross_entropy(
       2012.13628.
     """
     function = "losses.adversarial_cross_entropy"
-    options: dict[str, Any] = {"eps": eps, "step_size": step_size, "steps": steps, "norm": norm, "init": init, "clip": clip}
-    attacked = attacks.classified(function, key, logits_fn, x, labels, **options)
+    options: dict[str, Any] = {"eps": eps, "step_size": step_size, "steps": steps, "norm": norm, "init": init}
+    attacked = attacks.classified(function, key, logits_fn, x, labels, clip=clip, **options)
     return named_cross_entropy(function, logits_fn(attacked.inputs), labels, None)
 
 
