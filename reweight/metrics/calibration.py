@@ -32,7 +32,7 @@ class TopLabel(NamedTuple):
 
 
 def top_label(probs: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]) -> TopLabel:
-    r"""Confidence :math:`\max_c p_c` and whether :math:`\arg\max_c p_c` is the label, per example.
+    r"""Confidence :math:`\max_c p_c` and whether the class that has it is the label, per example.
 
     Args:
       probs: of the classes `[..., C]`; of equal ones the first is the prediction.
