@@ -1,0 +1,337 @@
+"""What keeps old classes when new ones come with five examples each?
+
+Six digits are learned from many examples, then four more come one at a time with five examples each, and nothing old is
+seen again. The baseline freezes the encoder after the base classes, and classifies by cosine to class means. Tricks
+prepare the features for classes to come (supervised contrastive loss, fixed prototypes in a simplex, rotated images as
+extra classes), move the prototypes of the new classes towards the old ones that they resemble, or go on training a
+little on the five examples, all of the encoder or a tenth of its parameters. A seed draws which digits are new, the
+examples, the initial parameters and the order of the batches.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+from matplotlib.figure import Figure
+
+from experiments import harness
+from experiments.envs.growing_digits import BASE, CLASSES, SEED_AXES, GrowingDigits, growing_digits
+from experiments.harness import figures
+from reweight import _checks, models, optim
+from reweight.losses import classification, continual, contrastive
+from reweight.regularizers.pseudo_classes import rotated_classes
+from reweight.train import LossOutput, init_state, make_step
+
+__all__ = ["CLAIMS", "METHODS", "METRICS", "Config", "draw", "run"]
+
+Tree = Any  # a pytree of arrays
+FEATURES, SCALE = 64, 16.0  # of the encoder; of cosines in a softmax
+
+
+class Base(NamedTuple):
+    """How the base classes are learned: by cross-entropy of cosines, or otherwise."""
+
+    contrastive: bool = False
+    simplex: bool = False
+    rotation: bool = False
+
+    @property
+    def classes(self) -> int:
+        """Outputs in training."""
+        return BASE * (4 if self.rotation else 1)
+
+    @property
+    def name(self) -> str:
+        """Which tricks are on."""
+        return "_".join(field for field in self._fields if getattr(self, field)) or "plain"
+
+
+class Method(NamedTuple):
+    """What a method does.
+
+    Attributes:
+      label: its name in figures.
+      base: how the base classes are learned.
+      tuned: the share of the encoder's parameters that the examples of a new class may move.
+      calibration: how far new prototypes are moved towards old ones.
+    """
+
+    label: str
+    base: Base = Base()
+    tuned: float = 0.0
+    calibration: float = 0.0
+
+
+METHODS: dict[str, Method] = {
+    "frozen": Method("frozen"),
+    "supcon": Method("+ contrastive loss", Base(contrastive=True)),
+    "simplex": Method("+ simplex prototypes", Base(simplex=True)),
+    "rotation": Method("+ rotated classes", Base(rotation=True)),
+    "calibrated": Method("+ calibration", calibration=0.5),
+    "fine_tuning": Method("+ fine-tuning", tuned=1.0),
+    "subnet": Method("+ subnet tuning", tuned=0.1),
+    "all": Method("all tricks", Base(contrastive=True, simplex=True, rotation=True), tuned=0.1),
+}
+
+METRICS = (
+    harness.Metric("accuracy", "all ten classes", percent=True, digits=1),
+    harness.Metric("base_accuracy", "six base classes", percent=True, digits=1),
+    harness.Metric("new_accuracy", "four new classes", percent=True, digits=1),
+    harness.Metric("harmonic_mean", "harmonic mean of the two", percent=True, digits=1),
+    harness.Metric("drop", "drop from the first session", "lower", percent=True, digits=1),
+)
+
+_tricks = functools.partial(harness.Claim, "Roy et al. 2024, arXiv 2403.14392")
+CLAIMS = (
+    _tricks("all", "frozen", "accuracy"),
+    _tricks("all", "frozen", "harmonic_mean"),
+    _tricks("all", "frozen", "drop", "lower"),
+    _tricks("supcon", "frozen", "accuracy"),
+    _tricks("simplex", "frozen", "accuracy"),
+    _tricks("rotation", "frozen", "accuracy"),
+    _tricks("fine_tuning", "frozen", "new_accuracy"),
+    _tricks("subnet", "frozen", "new_accuracy"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(harness.Config):
+    """The options of the experiment."""
+
+    table: ClassVar[tuple[str, ...]] = tuple(METHODS)
+
+    seeds: int = 8
+    shots: int = 5
+    """Examples of a new class."""
+    steps: int = 200
+    """Training steps on the base classes."""
+    batch_size: int = 64
+    """Examples a step."""
+    learning_rate: float = 3e-3
+    """The learning rate on the base classes at the start; it falls to 0 along a cosine."""
+    tuning_steps: int = 20
+    """Steps on the examples of a new class."""
+    tuning_rate: float = 1e-3  # of 0.001, 0.003 and 0.01 it did best on other seeds
+    """The learning rate there, of plain gradient descent."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("shots", "steps", "batch_size", "tuning_steps"):
+            _checks.number("experiments.Config", name, getattr(self, name), low=1, integer=True)
+        for name in ("learning_rate", "tuning_rate"):
+            _checks.number("experiments.Config", name, getattr(self, name), low=0, open_low=True, open_high=True)
+
+    @classmethod
+    def smoke(cls) -> Self:
+        """Two seeds, two methods, a few steps."""
+        return cls(seeds=2, methods=("frozen", "all"), steps=8, batch_size=16, tuning_steps=2)
+
+
+def _build(key: PRNGKeyArray) -> nnx.Module:
+    return models.build("mlp", (8, 8, 1), FEATURES, key=key, widths=(128, 128), norm="layer")
+
+
+@functools.cache
+def _apply() -> models.ApplyFn:
+    return models.functional(nnx.eval_shape(lambda: _build(jax.random.key(0)))).apply
+
+
+def _encode(params: Tree, inputs: Float[Array, "*batch 8 8 1"]) -> Float[Array, "*batch features"]:
+    features, _ = _apply()(params, {}, inputs.reshape(-1, 8, 8, 1))
+    return features.reshape(*inputs.shape[:-3], FEATURES)
+
+
+def _base_loss(base: Base, params: Tree, extra: Tree, batch: Mapping[str, Array], key: PRNGKeyArray) -> LossOutput:
+    """One loss an example; `extra` holds the fixed prototypes, if there are any."""
+    del key
+    images, labels = batch["inputs"][:, None], batch["labels"][:, None]
+    if base.rotation:
+        images, labels = rotated_classes(batch["inputs"], batch["labels"], num_classes=BASE)
+    features = _encode(params["encoder"], images)
+    flat, ids = features.reshape(-1, FEATURES), labels.reshape(-1)
+    head = extra["prototypes"] if base.simplex else params["head"]
+    losses = classification.cross_entropy(continual.cosine_scores(flat, head, scale=SCALE), ids)
+    if base.contrastive:
+        # On a projection that is thrown away afterwards, as its authors do: the features keep more than the classes.
+        hidden, out = params["projection"]
+        projected = jax.nn.relu(flat @ hidden) @ out
+        losses += contrastive.supcon(projected, ids, temperature=0.1, base_temperature=0.1)
+    return LossOutput(losses.reshape(labels.shape).mean(axis=1))
+
+
+def _train(base: Base, config: Config, digits: GrowingDigits, context: harness.Context) -> Tree:
+    """The encoders of all seeds after the base classes."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))
+
+    def start(seed: Array, inputs: Array, labels: Array) -> Any:
+        of_model, of_head, of_projection, of_run = jax.random.split(jax.random.key(seed), 4)
+        encoder = models.functional(_build(of_model)).params
+        params: Tree = {"encoder": encoder}
+        if base.contrastive:
+            params["projection"] = jax.random.normal(of_projection, (2, FEATURES, FEATURES)) / FEATURES**0.5
+        if not base.simplex:
+            params["head"] = jax.random.normal(of_head, (base.classes, FEATURES)) / FEATURES**0.5
+            return init_state(params, {}, optimizer, key=of_run)
+        images, ids = inputs, labels
+        if base.rotation:
+            images, ids = (x.reshape(-1, *x.shape[2:]) for x in rotated_classes(inputs, labels, num_classes=BASE))
+        # Vectors for the base classes, and in reserve for those to come.
+        vectors = continual.etf_prototypes(of_head, FEATURES, base.classes + CLASSES - BASE)
+        means = continual.class_prototypes(_encode(encoder, images), ids, num_classes=base.classes)
+        fixed = vectors[continual.assign_prototypes(means, vectors)]
+        return init_state(params, {"prototypes": fixed}, optimizer, key=of_run)
+
+    seeds = jnp.asarray(config.seed_numbers)
+    state, _ = harness.train_seeds(
+        base.name,
+        make_step(functools.partial(_base_loss, base), optimizer),
+        jax.jit(jax.vmap(start))(seeds, digits.inputs, digits.labels),
+        {"inputs": digits.inputs, "labels": digits.labels},
+        jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(seeds),
+        batch_size=config.batch_size,
+        num_steps=config.steps,
+        context=context,
+        stacked_arrays=True,
+        every=max(1, config.steps // 50),
+    )
+    return state.params["encoder"]
+
+
+@functools.partial(jax.jit, static_argnames="config")
+@functools.partial(jax.vmap, in_axes=(None, 0, SEED_AXES, None, None))
+def _sessions(
+    config: Config, encoder: Tree, digits: GrowingDigits, tuned: Array, calibration: Array
+) -> Int[Array, "sessions examples"]:
+    """What a seed predicts for the test set after the base classes, and after each class that comes."""
+    base = continual.class_prototypes(_encode(encoder, digits.inputs), digits.labels, num_classes=BASE)
+    prototypes = jnp.zeros((CLASSES, FEATURES)).at[:BASE].set(base)
+
+    def predictions(encoder: Tree, prototypes: Array, seen: Array | int) -> Array:
+        scores = continual.cosine_scores(_encode(encoder, digits.test_inputs), prototypes)
+        return jnp.argmax(jnp.where(jnp.arange(CLASSES) < seen, scores, -jnp.inf), axis=-1)
+
+    def prototype(encoder: Tree, few: Array) -> Array:
+        new = continual.class_prototypes(_encode(encoder, few), jnp.zeros(len(few), int), num_classes=1)
+        return continual.calibrate_prototypes(new, base, alpha=calibration)[0]  # type: ignore[arg-type]
+
+    def session(carry: tuple[Tree, Array], arrived: tuple[Array, Array]) -> tuple[tuple[Tree, Array], Array]:
+        (encoder, prototypes), (number, few) = carry, arrived
+        prototypes = prototypes.at[number].set(prototype(encoder, few))
+
+        def loss(encoder: Tree) -> Array:
+            scores = continual.cosine_scores(_encode(encoder, few), prototypes, scale=SCALE)
+            own = jnp.full(len(few), number)
+            return jnp.mean(classification.cross_entropy(scores, own, class_mask=jnp.arange(CLASSES) <= number))
+
+        mask = optim.subnet_mask(encoder, jax.grad(loss)(encoder), fraction=tuned)  # type: ignore[arg-type]
+
+        def tune(_: int, encoder: Tree) -> Tree:
+            steps = jax.tree.map(lambda grad, on: -config.tuning_rate * grad * on, jax.grad(loss)(encoder), mask)
+            return optax.apply_updates(encoder, steps)
+
+        encoder = jax.lax.fori_loop(0, config.tuning_steps, tune, encoder)
+        prototypes = prototypes.at[number].set(prototype(encoder, few))
+        return (encoder, prototypes), predictions(encoder, prototypes, number + 1)
+
+    first = predictions(encoder, prototypes, BASE)
+    _, later = jax.lax.scan(session, (encoder, prototypes), (jnp.arange(BASE, CLASSES), digits.shots))
+    return jnp.concatenate([first[None], later])
+
+
+def _scores(right: np.ndarray, labels: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The metrics of every seed, and the accuracy after each session `[seeds, sessions]`.
+
+    Args:
+      right: whether a test example is classified rightly after a session `[seeds, sessions, examples]`.
+      labels: `[seeds, examples]`.
+    """
+
+    def mean(session: int, among: np.ndarray) -> np.ndarray:
+        return (right[:, session] & among).sum(axis=1) / among.sum(axis=1)
+
+    curve = np.stack([mean(s, labels < BASE + s) for s in range(right.shape[1])], axis=1)
+    base, new = mean(-1, labels < BASE), mean(-1, labels >= BASE)
+    return {
+        "accuracy": curve[:, -1],
+        "base_accuracy": base,
+        "new_accuracy": new,
+        "harmonic_mean": 2 * base * new / np.maximum(base + new, 1e-9),
+        "drop": curve[:, 0] - curve[:, -1],
+    }, curve
+
+
+def run(config: Config, context: harness.Context | None = None) -> harness.Results:
+    """Learns the base classes in every way that is asked for, then brings the new ones."""
+    context = harness.Context() if context is None else context
+    digits = growing_digits(config.seed_numbers, shots=config.shots)
+    values, curves = {}, {}
+    bases = dict.fromkeys(METHODS[name].base for name in config.chosen)
+    with context.bar(len(bases) * config.steps) as inner:
+        encoders = {base: _train(base, config, digits, inner) for base in bases}
+    for name in config.chosen:
+        method = METHODS[name]
+        predicted = _sessions(config, encoders[method.base], digits, method.tuned, method.calibration)
+        labels = np.asarray(digits.test_labels)
+        values[name], curves[f"sessions/{name}"] = _scores(np.asarray(predicted) == labels[:, None], labels)
+    return harness.Results(
+        experiment="few_shot_classes",
+        question=(__doc__ or "").splitlines()[0],
+        config=dataclasses.asdict(config),
+        metrics=METRICS,
+        values=values,
+        claims=CLAIMS,
+        curves=curves,
+        labels={name: method.label for name, method in METHODS.items()},
+    )
+
+
+def draw(results: harness.Results) -> Figure:
+    """Left: the accuracy as classes come. Right: what each trick changes, paired over the seeds."""
+    baseline, *_ = methods = list(results.values)
+    with figures.figure(9.6, 3.9) as drawn:
+        grid = drawn.add_gridspec(1, 4, width_ratios=[1.7, 1, 1, 1])
+        left = drawn.add_subplot(grid[0])
+        for i, name in enumerate(methods):
+            curve = 100 * results.curves[f"sessions/{name}"].mean(axis=0)
+            width, order = (2.4, 3) if i == 0 else (1.4, 2)
+            left.plot(
+                BASE + np.arange(len(curve)), curve, zorder=order, linewidth=width,
+                color=figures.PALETTE[i], marker=figures.MARKERS[i],
+            )  # fmt: skip
+        left.set_xticks(range(BASE, CLASSES + 1))
+        left.set(xlabel="classes so far", ylabel="accuracy on the classes so far, %")
+        left.set_title("New classes cost accuracy")
+        first = None
+        for j, metric in enumerate(METRICS[:3]):
+            axes = drawn.add_subplot(grid[1 + j], sharey=first)
+            for i, name in enumerate(methods):
+                mean, low, high = (100 * x for x in results.difference(name, baseline, metric.name))
+                axes.errorbar(
+                    mean, i, xerr=[[mean - low], [high - mean]],
+                    color=figures.PALETTE[i], marker=figures.MARKERS[i], capsize=2.5, linewidth=1.4,
+                )  # fmt: skip
+            axes.axvline(0, color="#999999", linewidth=0.8, zorder=0)
+            value = 100 * results.interval(baseline, metric.name).mean
+            axes.set_title(f"{metric.label}\n{results.label(baseline)}: {value:.1f}%")
+            axes.set_xlabel("change, points")
+            axes.grid(axis="y", visible=False)
+            if first is None:
+                first = axes
+                axes.set_yticks(range(len(methods)), [results.label(name) for name in methods])
+                axes.invert_yaxis()
+                for text, color in zip(axes.get_yticklabels(), figures.PALETTE, strict=False):
+                    text.set_color(color)
+            else:
+                axes.tick_params(axis="y", labelleft=False, length=0)
+    return drawn
+
+
+if __name__ == "__main__":
+    harness.main("few_shot_classes", config=Config, run=run, draw=draw)
