@@ -164,8 +164,8 @@ def _draw_gaps(axes: Axes, results: harness.Results) -> None:
             errors = [found[:, 0] - found[:, 1], found[:, 2] - found[:, 0]]
             axes.errorbar(range(len(ratios)), found[:, 0], yerr=errors, color=color, marker=marker, capsize=2.5)
             axes.annotate(
-                metric.label, (len(ratios) - 1, found[-1, 0]), xytext=(0, 9 if metric.name == "many" else 22), textcoords="offset points", color=color,
-                fontsize=8, ha="right",
+                metric.label, (len(ratios) - 1, found[-1, 0]), xytext=(0, 9 if metric.name == "many" else 22),
+                textcoords="offset points", color=color, fontsize=8, ha="right",
             )  # fmt: skip
     axes.set_xticks(range(len(ratios)), [str(ratio) for ratio in ratios])
     axes.set_yscale("log")
@@ -184,8 +184,9 @@ def _draw_pools(axes: Axes, results: harness.Results) -> None:
             axes.errorbar(at, found[:, 0], yerr=errors, color=color, marker=marker, capsize=2.5)
             name = "known modes" if kind == "same" else "all modes"
             axes.annotate(
-                name, (at[0], found[0, 0]), xytext=(9, -12), textcoords="offset points", color=color, fontsize=8
-            )
+                name, (at[-1], found[-1, 0]), xytext=(-9, 9), textcoords="offset points", color=color, fontsize=8,
+                ha="right",
+            )  # fmt: skip
     beside = (("filtered", figures.PALETTE[3], 0.14, -5), ("extra_classes", figures.PALETTE[4], 0.28, -17))
     for name, color, shift, drop in beside:
         if name in results.values:
