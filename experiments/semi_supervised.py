@@ -4,9 +4,8 @@ Digits of which four a class have a label, and the others none. A network is tra
 certain predictions too, in the same view (pseudo-labels) or in a harder one (FixMatch); with predictions that are
 aligned, so that all classes are predicted as often; and (ShrinkMatch) on its uncertain predictions, after the classes
 that it confuses with the most likely one are left out. Model, budget, views and labelled examples are the same for all;
-a seed draws the labelled examples, the initial parameters, the views and the order of the batches. Accuracy is that on
-all 1,797 digits, of which the test set is a fifth and 40 had a label: the test set alone is too small to tell apart
-methods that differ by a few parts in a thousand.
+a seed draws the labelled examples, the initial parameters, the views and the order of the batches. Claims are judged on
+the test set, as in the papers; accuracy on all 1,797 digits, of which 40 had a label, stands beside it.
 """
 
 import dataclasses
@@ -61,8 +60,8 @@ METHODS: dict[str, Method] = {
 }
 
 METRICS = (
-    harness.Metric("accuracy", "accuracy on all digits", percent=True, digits=1),
-    harness.Metric("test_accuracy", "on the test set", percent=True, digits=1),
+    harness.Metric("test_accuracy", "test accuracy", percent=True, digits=1),
+    harness.Metric("accuracy", "on all digits", percent=True, digits=1),
     harness.Metric("used", "unlabelled examples used", percent=True, digits=1),
     harness.Metric("right", "of these right", None, percent=True, digits=1),
 )
@@ -70,11 +69,11 @@ METRICS = (
 FIXMATCH = "Sohn et al. 2020, arXiv 2001.07685"
 SHRINKMATCH = "Yang et al. 2023, arXiv 2308.06777"
 CLAIMS = (
-    harness.Claim(FIXMATCH, "fixmatch", "supervised", "accuracy"),
-    harness.Claim(FIXMATCH, "fixmatch", "pseudo_label", "accuracy"),
-    harness.Claim("Berthelot et al. 2019, arXiv 1911.09785", "fixmatch_aligned", "fixmatch", "accuracy"),
+    harness.Claim(FIXMATCH, "fixmatch", "supervised", "test_accuracy"),
+    harness.Claim(FIXMATCH, "fixmatch", "pseudo_label", "test_accuracy"),
+    harness.Claim("Berthelot et al. 2019, arXiv 1911.09785", "fixmatch_aligned", "fixmatch", "test_accuracy"),
     harness.Claim(SHRINKMATCH, "shrinkmatch", "fixmatch_aligned", "used"),
-    harness.Claim(SHRINKMATCH, "shrinkmatch", "fixmatch_aligned", "accuracy"),
+    harness.Claim(SHRINKMATCH, "shrinkmatch", "fixmatch_aligned", "test_accuracy"),
 )
 
 
@@ -255,11 +254,11 @@ def _draw_curves(axes: Axes, results: harness.Results, metric: str, title: str) 
 
 
 def draw(results: harness.Results) -> Figure:
-    """Over the steps: accuracy, the share of unlabelled examples used, and the share of these that is right."""
+    """Over the steps: test accuracy, the share of unlabelled examples used, and the share of these that is right."""
     with figures.figure(11.4, 3.4) as drawn:
         left, middle, right = drawn.subplots(1, 3)
-        _draw_curves(left, results, "accuracy", "Accuracy")
-        low = 100 * min(results.curves[key][:, 1:].mean() for key in results.curves if key.startswith("accuracy/"))
+        _draw_curves(left, results, "test_accuracy", "Test accuracy")
+        low = 100 * min(results.curves[key][:, 1:].mean() for key in results.curves if key.startswith("test_accuracy/"))
         left.set_ylim(bottom=low - 5)
         _draw_curves(middle, results, "used", "Unlabelled examples that are used")
         _draw_curves(right, results, "right", "Of these, predicted rightly")
