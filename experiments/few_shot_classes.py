@@ -200,6 +200,7 @@ def _train(base: Base, config: Config, digits: GrowingDigits, context: harness.C
         context=context,
         stacked_arrays=True,
         every=max(1, config.steps // 50),
+        mesh=config.mesh,
     )
     return state.params["encoder"]
 
