@@ -70,6 +70,7 @@ class Config(harness.Config):
     """The sizes of the problems."""
 
     table: ClassVar[tuple[str, ...]] = tuple(METHODS)
+    spreads: ClassVar[bool] = False
 
     seeds: int = 8
     repeats: int = 2

@@ -32,12 +32,16 @@ class Config:
 
     table: ClassVar[Sequence[str]] = ()
     """The names of all methods, in the order of the experiment's table."""
+    spreads: ClassVar[bool] = True
+    """Whether the seeds can be divided among devices. What only solves or evaluates runs where it is."""
 
     def __post_init__(self) -> None:
         _checks.number(FUNCTION, "seeds", self.seeds, low=1, integer=True)
         _checks.number(FUNCTION, "first_seed", self.first_seed, low=0, integer=True)
         for name in self.methods:
             _checks.choice(FUNCTION, "methods", name, tuple(self.table))
+        if self.mesh is not None and not self.spreads:
+            _checks.fail(FUNCTION, "mesh", repr(self.mesh), "none, as this experiment trains nothing on devices")
 
     @property
     def seed_numbers(self) -> np.ndarray:

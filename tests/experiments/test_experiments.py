@@ -212,6 +212,12 @@ def test_a_wrong_option_is_one_line_that_names_it(words, message, tmp_path, caps
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", sorted(UNTRAINED))
+def test_what_trains_nothing_refuses_a_mesh(name):
+    with pytest.raises(ValueError, match="`mesh` is 'data=2'; allowed: none"):
+        MODULES[name].Config(mesh="data=2")
+
+
 def test_unknown_methods_are_refused_in_code_too():
     with pytest.raises(ValueError, match="`methods` is 'magic'; allowed: one of 'gd', 'sgd'"):
         scale_invariance.Config(methods=("magic",))
