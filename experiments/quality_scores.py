@@ -87,6 +87,12 @@ def _draw(key: PRNGKeyArray, n: int) -> Items:
     )
 
 
+def _sets(key: PRNGKeyArray, examples: int) -> tuple[Items, Items]:
+    """The items that a seed trains on, and those that it is tested on."""
+    _, of_train, _, of_test = jax.random.split(key, 4)
+    return _draw(of_train, examples), _draw(of_test, TEST)
+
+
 def _one_hot(logits: Array, items: Items) -> Array:
     nearest = 5 - jnp.round(items.means).astype(jnp.int32)
     return optax.softmax_cross_entropy_with_integer_labels(logits, nearest)
@@ -203,9 +209,10 @@ def _train(name: str, config: Config, context: harness.Context) -> dict[str, np.
     @jax.jit
     @jax.vmap
     def start(key: PRNGKeyArray) -> tuple[Any, dict[str, Array]]:
-        of_model, of_items, run = jax.random.split(key, 3)
+        of_model, _, run, _ = jax.random.split(key, 4)
         model = build(of_model)
-        return init_state(model.params, model.extra, optimizer, key=run), _draw(of_items, config.examples)._asdict()
+        train, _ = _sets(key, config.examples)
+        return init_state(model.params, model.extra, optimizer, key=run), train._asdict()
 
     keys = jax.vmap(jax.random.key)(jnp.asarray(config.seed_numbers))
     state, arrays = start(keys)
@@ -226,7 +233,7 @@ def _train(name: str, config: Config, context: harness.Context) -> dict[str, np.
     @jax.jit
     @jax.vmap
     def evaluate(key: PRNGKeyArray, params: Any, extra: Any) -> dict[str, Array]:
-        items = _draw(jax.random.fold_in(key, 1), TEST)
+        _, items = _sets(key, config.examples)
         return _scored(apply(params, extra, items.inputs)[0], items) | {
             "quality": items.quality,
             "source": items.source,
@@ -271,7 +278,7 @@ def draw(results: harness.Results) -> Figure:
             axes.set_xlabel("hidden quality")
         first = drawn.axes[0]
         first.set_ylabel("predicted level")
-        first.legend(title="data set with", loc="upper left", handletextpad=0.1)
+        first.legend(title="data set with", loc="lower right", handletextpad=0.1)
     return drawn
 
 

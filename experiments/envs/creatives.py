@@ -19,6 +19,7 @@ __all__ = ["HEADS", "Creatives", "draw_creatives", "learn_lifetimes"]
 
 SHORT, LONG = survival.DAYS_OF_CUT_OUT, survival.DAYS_OF_WEAR_OUT
 FEATURES = 10
+TEST = 1000
 
 
 class Creatives(NamedTuple):
@@ -51,6 +52,12 @@ def draw_creatives(key: PRNGKeyArray, n: int) -> Creatives:
     lives = jnp.where(early, short_scale * draws ** (1 / 1.5), long_scale * draws ** (1 / 3))
     looks = jax.random.uniform(of_look, (n,), minval=20, maxval=200)
     return Creatives(x, jnp.minimum(lives, looks), lives <= looks, 0.003 * jnp.exp(1.5 * popular + 0.3 * x[:, 1]))
+
+
+def _sets(key: PRNGKeyArray, examples: int) -> tuple[Creatives, Creatives]:
+    """The creatives that a seed trains on, and those that it is tested on."""
+    _, of_train, _, of_test = jax.random.split(key, 4)
+    return draw_creatives(of_train, examples), draw_creatives(of_test, TEST)
 
 
 def _survivor_risk(logits: Array) -> Array:
@@ -144,8 +151,8 @@ def learn_lifetimes(
     @jax.jit
     @jax.vmap
     def start(key: PRNGKeyArray) -> tuple[Any, dict[str, Array]]:
-        of_model, of_data, run = jax.random.split(key, 3)
-        model, train = build(of_model), draw_creatives(of_data, examples)
+        of_model, _, run, _ = jax.random.split(key, 4)
+        model, (train, _) = build(of_model), _sets(key, examples)
         rows = train._asdict()
         rates = rows.pop("rates")
         rows["weights"] = weights.normalize(rates) if head.by_clicks else jnp.ones_like(rates)
@@ -170,7 +177,7 @@ def learn_lifetimes(
     @jax.jit
     @jax.vmap
     def evaluate(key: PRNGKeyArray, params: Any, extra: Any) -> dict[str, Array]:
-        test = draw_creatives(jax.random.fold_in(key, 1), 1000)
+        _, test = _sets(key, examples)
         outputs, _ = apply(params, extra, test.inputs)
         return _indices(head.risks(outputs), test)
 

@@ -151,7 +151,7 @@ def learn_worlds(
     @jax.jit
     @jax.vmap
     def start(key: PRNGKeyArray) -> tuple[Any, list[Rows], Array]:
-        of_model, of_world, of_rows, run = jax.random.split(key, 4)
+        of_model, of_world, of_rows, run, _ = jax.random.split(key, 5)
         model, world = build(of_model), draw_world(of_world)
         sets = [training_rows(of_rows, world, POOLS[name]) for name in names]
         return init_state(model.params, model.extra, optimizer, key=run), [s for s, _ in sets], jnp.stack(
@@ -161,9 +161,8 @@ def learn_worlds(
     @jax.jit
     @jax.vmap
     def evaluate(key: PRNGKeyArray, params: Any, extra: Any, train: Rows) -> tuple[Array, Array]:
-        _, of_world, _, _ = jax.random.split(key, 4)
-        fresh = jax.random.fold_in(key, 1)
-        test = draw_rows(fresh, draw_world(of_world), jnp.arange(TEST) % CLASSES, MODES)
+        _, of_world, _, _, of_test = jax.random.split(key, 5)
+        test = draw_rows(of_test, draw_world(of_world), jnp.arange(TEST) % CLASSES, MODES)
         reached = accuracy(params, extra, test)
         return reached, accuracy(params, extra, train) - reached
 

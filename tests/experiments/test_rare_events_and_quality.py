@@ -37,6 +37,13 @@ def test_creatives_end_early_or_wear_out():
     assert 0.001 < np.min(drawn.rates) < np.max(drawn.rates) < 0.1
 
 
+def test_no_test_example_was_trained_on():
+    train, test = creatives._sets(jax.random.key(0), 300)
+    assert not np.isin(test.times, train.times).any()
+    train, test = quality_scores._sets(jax.random.key(0), 300)
+    assert not np.isin(test.quality, train.quality).any()
+
+
 def test_the_joined_risk_falls_with_the_survival_of_either_grid():
     logits = np.zeros((3, creatives.BOTH), np.float32)
     logits[1, 0] = 3.0  # likely to end in the first days
