@@ -284,7 +284,7 @@ TROUBLES: tuple[Trouble, ...] = (
         "frozen",
         {
             "supcon": "`losses.contrastive.supcon`",
-            "simplex": "`losses.continual.etf_prototypes`, `losses.continual.dr_loss`",
+            "simplex": "`losses.continual.etf_prototypes`",
             "rotation": "`regularizers.pseudo_classes.rotated_classes`",
             "calibrated": "`losses.continual.calibrate_prototypes`",
             "fine_tuning": "tuning all",
