@@ -254,7 +254,7 @@ def draw(results: harness.Results) -> Figure:
             right.plot(np.arange(1, len(ordered) + 1), ordered, color=colors[name], marker="o", markersize=3)
         right.set(xlabel="class, from the weakest to the strongest", ylabel="accuracy under attack, %", ylim=(0, 100))
         right.set_xticks(range(1, robust_digits.CLASSES + 1))
-        right.set_title("Every class under attack, colours as on the left")
+        right.set_title("Class by class, colours as on the left")
     return drawn
 
 

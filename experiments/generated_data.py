@@ -199,7 +199,9 @@ def _draw_pools(axes: Axes, results: harness.Results) -> None:
     if "real" in results.values:
         real = 100 * results.interval("real", "accuracy").mean
         axes.axhline(real, color="#444444", linewidth=1, linestyle="--")
-        axes.annotate("real examples only", (-0.1, real), xytext=(0, 3), textcoords="offset points", fontsize=8)
+        axes.annotate(
+            "real examples only", (3.45, real), xytext=(0, 3), textcoords="offset points", fontsize=8, ha="right"
+        )  # fmt: skip
     axes.set_xticks(range(3), [str(size) for size in sizes])
     axes.set_xlim(-0.2, 3.5)
     axes.set(xlabel="generated examples", ylabel="test accuracy, %")

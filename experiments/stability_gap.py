@@ -305,7 +305,7 @@ def draw(results: harness.Results) -> Figure:
             )
         left.axvline(0, color="#999999", linewidth=0.8, linestyle=":")
         left.set(xlabel="steps since the switch", ylabel="accuracy on the old task, %")
-        left.set_title("Old accuracy falls and comes back")
+        left.set_title("Accuracy on the old task, step by step")
         left.legend(handles=lines, loc=(0.48, 0.34), fontsize=7)
         shown = "replay" if "replay" in names else names[0]
         for kind, color, label in (
