@@ -212,7 +212,7 @@ def generalization_gap(
       mask: of the training examples, boolean or 0/1 `[n]`. Default: all.
 
     Returns:
-      A `GeneralizationGap`, float32 or wider; where all training examples are masked, their mean loss counts as 0.
+      A `GeneralizationGap`, float32 or wider; the mean loss of no examples counts as 0.
 
     Raises:
       ValueError: if the shapes do not fit, labels are not integers, or `scale` is out of range.
@@ -230,6 +230,6 @@ def generalization_gap(
     test = _losses(function, theta, test_features, test_labels, scale, "test_")
 
     def gap(seen: Array, fresh: Array) -> Array:
-        return jnp.abs(reduce.weighted_mean(seen, where=mask) - jnp.mean(fresh))
+        return jnp.abs(reduce.weighted_mean(seen, where=mask) - reduce.weighted_mean(fresh))
 
     return GeneralizationGap(*map(gap, train, test))

@@ -149,7 +149,7 @@ def robust_gaussian_classifier(
     r"""The linear rule with the highest accuracy under attack, for two Gaussian classes.
 
     .. math::
-        w \propto \arg\min_v \tfrac12 v^\top \Sigma v - \theta \cdot v + \epsilon \|v\|_*, \qquad
+        w \propto \mathrm{argmin}_v \tfrac12 v^\top \Sigma v - \theta \cdot v + \epsilon \|v\|_*, \qquad
         b = \frac{s^2 \log R}{2 m}
 
     For an attack in the largest entry this is the lasso of linear discriminant analysis: entries with a small mean are

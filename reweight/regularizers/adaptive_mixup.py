@@ -146,7 +146,9 @@ def adaptive_mixup(
     return AdaptiveMixup(mix(x, mixture), mix(targets, mixture), mixture)
 
 
-def intrusion_loss(logits: Float[Array, "*batch 2"], real: Bool[Array, "*batch"] | Num[Array, "*batch"]) -> Array:
+def intrusion_loss(
+    logits: Float[Array, "*batch 2"], real: Bool[Array, "*batch"] | Num[Array, "*batch"]
+) -> Float[Array, "*batch"]:
     r"""Cross-entropy of a discriminator between examples (class 1) and mixtures (class 0), per row.
 
     Args:

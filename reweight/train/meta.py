@@ -1,9 +1,11 @@
 """A step that trains a model on weighted losses, and the weights on what the step did.
 
-weighting = weights.storm(num_classes=10, window=32)
-step = make_meta_step(loss_fn, optax.adam(1e-3), weighting)
-state = init_state(params, None, optax.adam(1e-3), weighting, key)
-state, metrics = jit_step(step)(state, batch)
+    weighting = weights.storm(num_classes=10, window=32)
+    step = make_meta_step(loss_fn, optax.adam(1e-3), weighting)
+    state = init_state(params, None, optax.adam(1e-3), weighting, key)
+    state, metrics = jit_step(step)(state, batch)
+
+One half of the batch makes the step and the other half judges it, unless `split` says otherwise.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,6 +19,7 @@ from jaxtyping import Array, PRNGKeyArray
 from reweight import _checks, reduce
 from reweight.train.state import TrainState
 from reweight.train.step import (
+    OWN_METRICS,
     Batch,
     LossFn,
     LossOutput,
@@ -113,7 +116,8 @@ def make_meta_step(
         parts = {"loss": _scalar_parts(reduction(losses, weights, mask))}
         parts["unweighted_loss"] = _scalar_parts(reduction(losses, ones, mask))
         if metrics is not None:
-            parts |= _named(metrics({**signals, "losses": losses, "weights": weights}))
+            found = metrics({**signals, "losses": losses, "weights": weights})
+            parts |= _named("train.make_meta_step", found, (*OWN_METRICS, "outer_loss"))
         extra = extra if output.extra is None else output.extra
         return reduce.finish(parts["loss"]), _Seen(extra, memory, weights, _weight_mask(weights, losses, mask), parts)
 

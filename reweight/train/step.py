@@ -220,7 +220,7 @@ def make_step(
         ones = jnp.ones(losses.shape, weights.dtype)
         parts["unweighted_loss"] = _scalar_parts(reduction(losses, ones, mask))
         if metrics is not None:
-            parts |= _named(metrics({**signals, "losses": losses, "weights": weights}))
+            parts |= _named("train.make_step", metrics({**signals, "losses": losses, "weights": weights}))
         return target, _Piece(extra, memory, weights, _weight_mask(weights, losses, mask), parts)
 
     gradient = jax.grad(objective, has_aux=True)
@@ -391,14 +391,14 @@ def _scalar_parts(parts: reduce.Parts) -> reduce.Parts:
     return parts
 
 
-def _named(parts: Mapping[str, reduce.Parts]) -> dict[str, reduce.Parts]:
+def _named(
+    function: str, parts: Mapping[str, reduce.Parts], own: tuple[str, ...] = OWN_METRICS
+) -> dict[str, reduce.Parts]:
     for name, value in parts.items():
-        if name in OWN_METRICS:
-            _checks.fail(
-                "train.make_step", "metrics", f"naming one {name!r}", "names other than " + ", ".join(OWN_METRICS)
-            )
+        if name in own:
+            _checks.fail(function, "metrics", f"naming one {name!r}", "names other than " + ", ".join(own))
         if not isinstance(value, reduce.Parts):
-            _checks.fail("train.make_step", f"metrics[{name!r}]", f"of type {type(value).__name__}", "reduce.Parts")
+            _checks.fail(function, f"metrics[{name!r}]", f"of type {type(value).__name__}", "reduce.Parts")
     return dict(parts)
 
 

@@ -87,7 +87,7 @@ def _kl_value_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[
 def kl_dro_weights(losses: Losses, *, temperature: float = 1.0, mask: Mask | None = None) -> Losses:
     r"""Weights of the worst distribution under a price on its KL divergence: :math:`w = n\,\mathrm{softmax}(\ell / r)`.
 
-    The closed form of :math:`\arg\max_q \sum_i q_i \ell_i - r\,\mathrm{KL}(q \,\|\, \mathrm{uniform})`.
+    The closed form of :math:`\mathrm{argmax}_q \sum_i q_i \ell_i - r\,\mathrm{KL}(q \,\|\, \mathrm{uniform})`.
 
     Args:
       losses: any shape; all axes count as examples. What stands where the mask is off is never read.

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from reweight import _checks
+from reweight.losses._directions import unit
 
 __all__ = ["SimilarityFilter", "similarity_filter"]
 
@@ -23,13 +24,6 @@ class SimilarityFilter(NamedTuple):
     keep: Bool[Array, " generated"]
     scores: Float[Array, " generated"]
     known: Bool[Array, " generated"]
-
-
-def _directions(features: Array) -> Array:
-    wide = jnp.asarray(features).astype(_checks.accumulation_dtype(features))
-    top = jnp.max(jnp.abs(wide), axis=1, keepdims=True, initial=0)
-    scaled = wide / jnp.where(top > 0, top, 1)
-    return scaled / jnp.maximum(jnp.linalg.norm(scaled, axis=1, keepdims=True), 1e-12)
 
 
 def similarity_filter(
@@ -75,13 +69,13 @@ def similarity_filter(
     _checks.number(function, "threshold", threshold, low=-1, high=1)
     known = (real_labels >= 0) & (real_labels < num_classes)
     # The mean of the cosines is the product with the mean direction.
-    rows = jnp.where(known[:, None], _directions(jnp.where(known[:, None], real_features, 0)), 0)
+    rows = unit(jnp.where(known[:, None], real_features, 0))
     ids = jnp.where(known, real_labels, num_classes)
     counts = jax.ops.segment_sum(known.astype(rows.dtype), ids, num_classes)
     means = jax.ops.segment_sum(rows, ids, num_classes) / jnp.maximum(counts, 1)[:, None]
     inside = (labels >= 0) & (labels < num_classes)
     own = jnp.where(inside, labels, 0)
     seen = inside & (counts[own] > 0)
-    scores = jnp.where(seen, jnp.sum(_directions(features) * means[own], axis=1), 0)
-    scores = jax.lax.stop_gradient(scores)
+    scores = jnp.where(seen, jnp.sum(unit(features) * means[own], axis=1), 0)
+    scores = jnp.clip(jax.lax.stop_gradient(scores), -1, 1)  # rounding may lead out of the range of a cosine
     return SimilarityFilter(~seen | (scores >= threshold), scores, seen)

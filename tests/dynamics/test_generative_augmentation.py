@@ -81,6 +81,14 @@ def test_a_class_of_one_example_adds_no_variance_and_one_of_none_has_mean_zero()
     np.testing.assert_allclose(found.means, [[2, 2], [5, 5], [0, 0]])
 
 
+def test_the_mean_loss_of_no_examples_is_zero():
+    x, y, theta = np.ones((4, 2), np.float32), np.array([0, 1, 0, 1]), np.ones(2, np.float32)
+    nothing = dynamics.generalization_gap(theta, x, y, x[:0], y[:0], scale=1.0)
+    masked = dynamics.generalization_gap(theta, x, y, x, y, scale=1.0, mask=np.zeros(4))
+    np.testing.assert_allclose(nothing, masked, rtol=1e-6)
+    assert nothing.errors == 0.5
+
+
 def test_a_rule_of_another_size_is_refused():
     x, y = np.ones((4, 2), np.float32), np.array([0, 1, 0, 1])
     with pytest.raises(ValueError, match=r"dynamics.rule_losses: argument `theta` is of shape \(3,\)"):

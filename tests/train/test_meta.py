@@ -159,3 +159,12 @@ def test_a_loss_function_without_losses_is_refused():
     step = make_meta_step(lambda *_: LossOutput(signals={}), MODEL, STORM)
     with pytest.raises(ValueError, match="argument `loss_fn`"):
         step(start(STORM), {name: x[:SIZE] for name, x in data().items()})
+
+
+def test_a_metric_named_like_one_of_the_step_is_refused():
+    def metrics(signals):
+        return {"outer_loss": reduce.weighted_mean(signals["losses"], parts=True)}
+
+    step = make_meta_step(loss_fn, MODEL, STORM, metrics=metrics)
+    with pytest.raises(ValueError, match=r"train.make_meta_step: argument `metrics` is naming one 'outer_loss'"):
+        step(start(STORM), {name: x[:SIZE] for name, x in data().items()})

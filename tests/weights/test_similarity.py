@@ -32,6 +32,10 @@ def test_the_least_threshold_keeps_all_and_lengths_do_not_matter():
     labels, real_labels = rng.integers(0, 2, 7), rng.integers(0, 2, 9)
     found = weights.similarity_filter(features, labels, real, real_labels, num_classes=2, threshold=-1.0)
     assert np.all(found.keep)
+    rows = rng.normal(size=(200, 5)).astype(np.float32)
+    alone = np.arange(200)
+    opposite = weights.similarity_filter(-rows, alone, rows, alone, num_classes=200, threshold=-1.0)
+    assert np.all(opposite.keep)
     stretched = weights.similarity_filter(
         features * rng.uniform(0.1, 9, (7, 1)), labels, real * rng.uniform(0.1, 9, (9, 1)), real_labels, num_classes=2
     )
