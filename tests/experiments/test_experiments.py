@@ -1,5 +1,6 @@
 """Experiments through their command lines, small; what they leave; and that an interruption changes nothing."""
 
+import ast
 import dataclasses
 import importlib
 import json
@@ -210,6 +211,16 @@ def test_a_wrong_option_is_one_line_that_names_it(words, message, tmp_path, caps
         command("long_tail", *words, "--out", str(tmp_path))
     assert message in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())
+
+
+def test_every_training_is_told_of_the_mesh():
+    told = {}
+    for path in (ROOT / "experiments").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", None) == "train_seeds":
+                told[path.stem, node.lineno] = any(keyword.arg == "mesh" for keyword in node.keywords)
+    assert told
+    assert all(told.values()), told
 
 
 @pytest.mark.parametrize("name", sorted(UNTRAINED))
