@@ -89,6 +89,8 @@ class Config(harness.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # The interpolation that a seed is judged at is chosen on the others.
+        _checks.number("experiments.Config", "seeds", self.seeds, low=2, integer=True)
         for name in ("examples", "features", "private_features", "steps", "batch_size"):
             _checks.number("experiments.Config", name, getattr(self, name), low=1, integer=True)
         if self.examples % max(SIZES):
@@ -155,8 +157,6 @@ def _private(key: PRNGKeyArray, config: Config, size: int) -> Float[Array, "epsi
 
 def _at_the_best_of_the_others(risks: np.ndarray) -> np.ndarray:
     """Of risks `[seeds, rhos]`, each seed's at the interpolation with the least mean over the other seeds."""
-    if len(risks) == 1:
-        _checks.fail("experiments.Config", "seeds", "1", "at least 2, to choose the interpolation on the others")
     others = risks.sum(axis=0) - risks
     return np.take_along_axis(risks, others.argmin(axis=1)[:, None], axis=1)[:, 0]
 

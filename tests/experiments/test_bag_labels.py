@@ -12,7 +12,7 @@ def test_the_interpolation_is_chosen_without_the_seed_it_is_judged_on():
     # The first two seeds are for the second column by the sum 10 : 2 and 10 : 2, the last one for the first.
     np.testing.assert_array_equal(bag_labels._at_the_best_of_the_others(risks), [2.0, 2.0, 9.0])
     with pytest.raises(ValueError, match="`seeds` is 1"):
-        bag_labels._at_the_best_of_the_others(risks[:1])
+        bag_labels.Config(seeds=1)
 
 
 def test_bags_of_one_are_ordinary_regression_at_every_interpolation():
