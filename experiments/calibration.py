@@ -59,16 +59,15 @@ class Method(NamedTuple):
     d: int = 1
     scales: str | None = None
     distils: bool = False
-    trained: bool = True
 
 
 METHODS: dict[str, Method] = {
     "cross_entropy": Method("cross-entropy"),
-    "temperature": Method("+ temperature", scales="cross_entropy", trained=False),
+    "temperature": Method("+ temperature", scales="cross_entropy"),
     "mixup": Method("mixup", d=2),
     "mixup_4": Method("mixup of 4", d=4),
     "ps_kd": Method("PS-KD", distils=True),
-    "truth": Method("true probabilities", trained=False),
+    "truth": Method("true probabilities"),
 }
 
 METRICS = (

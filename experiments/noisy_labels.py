@@ -38,8 +38,6 @@ Batch = Mapping[str, Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
 RECORDS = 15
 SIGMA = 80.0
-
-
 COLORS = (*figures.PALETTE, "#8C564B")  # one more than methods elsewhere
 HARD = ("symmetric_60", "pair_40", "instance_40")
 
