@@ -138,8 +138,12 @@ def flip_labels(
         wrong_labels = (labels + 1 + (words % np.uint64(num_classes - 1)).astype(labels.dtype)) % num_classes
     elif kind == "instance":
         if projected is None:
-            _checks.fail("data.flip_labels", "projected", "missing", "an array [n, classes] for noise by instance")
-        _checks.array("data.flip_labels", "projected", projected, shape=(len(labels), num_classes), kind="float")
+            _checks.fail(
+                "data.variants.flip_labels", "projected", "missing", "an array [n, classes] for noise by instance"
+            )
+        _checks.array(
+            "data.variants.flip_labels", "projected", projected, shape=(len(labels), num_classes), kind="float"
+        )
         spread = projected.std(axis=0)
         scores = (projected - projected.mean(axis=0)) / np.where(spread > 0, spread, 1)
         scores[np.arange(len(labels)), labels] = -np.inf

@@ -63,7 +63,7 @@ def fit_temperature(
       Guo et al., *On Calibration of Modern Neural Networks*, 2017, arXiv 1706.04599. The released run: Chidambaram and
       Ge, *On the Limitations of Temperature Scaling for Distributions with Overlaps*, 2023, arXiv 2306.00740.
     """
-    function = "estimators.fit_temperature"
+    function = "estimators.calibration.fit_temperature"
     _checks.number(function, "init", init, low=0, open_low=True, open_high=True)
     _checks.number(function, "max_log", max_log, low=0, open_low=True, open_high=True)
     _checks.choice(function, "solver", solver, get_args(Solver))

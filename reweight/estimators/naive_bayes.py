@@ -73,7 +73,7 @@ def class_moments(
     Raises:
       ValueError: if the shapes do not fit, labels are not integers, or `num_classes` is below 1.
     """
-    function = "estimators.class_moments"
+    function = "estimators.naive_bayes.class_moments"
     _checks.array(function, "features", features, ndim=2, kind="float")
     _checks.array(function, "labels", labels, shape=jnp.shape(features)[:1], kind="integer")
     _checks.number(function, "num_classes", num_classes, low=1, open_high=True, integer=True)
@@ -114,7 +114,7 @@ def merge_moments(first: ClassMoments, second: ClassMoments) -> ClassMoments:
     Raises:
       ValueError: if the shapes do not fit.
     """
-    function = "estimators.merge_moments"
+    function = "estimators.naive_bayes.merge_moments"
     a = _moments(function, first, argument="first")
     b = _moments(function, second, argument="second", like=first)
     counts = a.counts + b.counts
@@ -141,7 +141,7 @@ def class_variances(
     Raises:
       ValueError: if the moments do not fit each other, or `var_eps` is out of range.
     """
-    return _variances("estimators.class_variances", moments, shared_variance, var_eps)
+    return _variances("estimators.naive_bayes.class_variances", moments, shared_variance, var_eps)
 
 
 def _variances(function: str, moments: ClassMoments, shared: bool, var_eps: float) -> Array:
@@ -192,7 +192,7 @@ def log_joint(
       Zheng et al., *Revisiting Discriminative vs. Generative Classifiers: Theory and Implications*, 2023, arXiv
       2302.02334.
     """
-    function = "estimators.log_joint"
+    function = "estimators.naive_bayes.log_joint"
     known = _moments(function, moments)
     size = known.means.shape[1]
     _checks.array(function, "features", features, shape=(*jnp.shape(features)[:-1], size), kind="float")
@@ -227,7 +227,7 @@ def linear_probe(moments: ClassMoments, *, var_eps: float = 1e-9, centred: bool 
       Zheng et al., *Revisiting Discriminative vs. Generative Classifiers: Theory and Implications*, 2023, arXiv
       2302.02334.
     """
-    function = "estimators.linear_probe"
+    function = "estimators.naive_bayes.linear_probe"
     known = _moments(function, moments)
     centre = jnp.zeros_like(known.means[0])
     if centred:

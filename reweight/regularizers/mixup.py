@@ -50,7 +50,7 @@ def mix(values: Rows, mixture: Mixture) -> Rows:
     Raises:
       ValueError: if values are not floats, or partners and weights do not have a row an example.
     """
-    return _mix("regularizers.mix", "values", values, mixture)
+    return _mix("regularizers.mixup.mix", "values", values, mixture)
 
 
 def _mix(function: str, name: str, values: Any, mixture: Mixture) -> Array:
@@ -101,7 +101,7 @@ def draw_mixture(
     References:
       See `d_mixup`.
     """
-    return _draw("regularizers.draw_mixture", key, size, d, alpha, per_example, largest_first, mask)
+    return _draw("regularizers.mixup.draw_mixture", key, size, d, alpha, per_example, largest_first, mask)
 
 
 def _draw(
@@ -174,7 +174,7 @@ def d_mixup(
       Chidambaram and Ge, *On the Limitations of Temperature Scaling for Distributions with Overlaps*, 2023, arXiv
       2306.00740.
     """
-    return _mixed("regularizers.d_mixup", key, x, targets, d, alpha, per_example, largest_first, mask)
+    return _mixed("regularizers.mixup.d_mixup", key, x, targets, d, alpha, per_example, largest_first, mask)
 
 
 def _mixed(
@@ -229,4 +229,4 @@ def mixup(
     References:
       Zhang et al., *mixup: Beyond Empirical Risk Minimization*, 2017, arXiv 1710.09412.
     """
-    return _mixed("regularizers.mixup", key, x, targets, 2, alpha, per_example, largest_first, mask)
+    return _mixed("regularizers.mixup.mixup", key, x, targets, 2, alpha, per_example, largest_first, mask)

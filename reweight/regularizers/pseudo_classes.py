@@ -43,7 +43,7 @@ def rotated_classes(
       Lee, Hwang and Shin, *Self-supervised Label Augmentation via Input Transformations*, 2020, arXiv 1910.05872. Roy
       et al., *A Bag of Tricks for Few-Shot Class-Incremental Learning*, 2024, arXiv 2403.14392.
     """
-    function = "regularizers.rotated_classes"
+    function = "regularizers.pseudo_classes.rotated_classes"
     _checks.array(function, "images", images, kind="number")
     shape = jnp.shape(images)
     if len(shape) < 3 or shape[1] != shape[2]:
@@ -85,7 +85,7 @@ def mixed_classes(
       Zhu et al., *Class-Incremental Learning via Dual Augmentation*, 2021. Roy et al., *A Bag of Tricks for Few-Shot
       Class-Incremental Learning*, 2024, arXiv 2403.14392.
     """
-    function = "regularizers.mixed_classes"
+    function = "regularizers.pseudo_classes.mixed_classes"
     _checks.array(function, "inputs", inputs, kind="float")
     known = _known(function, labels, jnp.shape(inputs)[:1], num_classes)
     _checks.array(function, "mixture.partners", mixture.partners, shape=(jnp.shape(inputs)[0], 2), kind="integer")

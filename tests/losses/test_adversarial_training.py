@@ -119,7 +119,7 @@ def test_the_gradient_of_adversarial_cross_entropy_is_at_the_fixed_attack():
 @pytest.mark.parametrize("function", ["attack_classifier", "adversarial_cross_entropy"])
 def test_a_mistake_in_an_attack_on_a_classifier_is_named(function, change, named):
     options = STEPS | {"steps": 2, "logits_fn": ahead, "labels": jnp.zeros(6, int)} | change
-    with pytest.raises(ValueError, match=f"losses.{function}: argument `{named}`"):
+    with pytest.raises(ValueError, match=f"losses.adversarial.{function}: argument `{named}`"):
         getattr(adversarial, function)(None, options.pop("logits_fn"), LEADS, options.pop("labels"), **options)
 
 
@@ -252,5 +252,5 @@ def test_microbatches_learn_what_the_whole_batch_learns_and_weights_set_in_late(
 def test_a_mistake_in_srat_is_named(change, named):
     options = {"adv_logits": LOGITS, "adv_features": FEATURES, "labels": LABELS} | change
     arrays = [options.pop(name) for name in ("adv_logits", "adv_features", "labels")]
-    with pytest.raises(ValueError, match=f"losses.srat_loss: argument `{named}`"):
+    with pytest.raises(ValueError, match=f"losses.adversarial.srat_loss: argument `{named}`"):
         adversarial.srat_loss(*arrays, **options)

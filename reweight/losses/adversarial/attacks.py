@@ -63,7 +63,7 @@ def pgd_attack(
       Madry et al., *Towards Deep Learning Models Resistant to Adversarial Attacks*, 2017, arXiv 1706.06083. Goodfellow
       et al., *Explaining and Harnessing Adversarial Examples*, 2014, arXiv 1412.6572.
     """
-    function = "losses.pgd_attack"
+    function = "losses.adversarial.pgd_attack"
     options: dict[str, Any] = {"eps": eps, "step_size": step_size, "steps": steps, "norm": norm, "init": init}
 
     def watched(x: Array) -> tuple[Array, Array]:
@@ -130,7 +130,7 @@ def attack_classifier(
       the points of the attack that are classified rightly: the same, unless an attack loses an example again.
     """
     options: dict[str, Any] = {"eps": eps, "step_size": step_size, "steps": steps, "norm": norm, "init": init}
-    return classified("losses.attack_classifier", key, logits_fn, x, labels, clip=clip, **options)
+    return classified("losses.adversarial.attack_classifier", key, logits_fn, x, labels, clip=clip, **options)
 
 
 def classified(

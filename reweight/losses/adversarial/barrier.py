@@ -50,7 +50,7 @@ def barrier_objective(
     References:
       Sow et al., *Doubly Robust Instance-Reweighted Adversarial Training*, 2023, arXiv 2308.00311.
     """
-    function = "losses.barrier_objective"
+    function = "losses.adversarial.barrier_objective"
     _check_box(function, eps, barrier)
     delta = _examples.inputs(function, delta)
     _checks.array(function, "losses", losses, shape=delta.shape[:1], kind="float")
@@ -96,7 +96,7 @@ def barrier_attack(
     References:
       Sow et al., *Doubly Robust Instance-Reweighted Adversarial Training*, 2023, arXiv 2308.00311.
     """
-    function = "losses.barrier_attack"
+    function = "losses.adversarial.barrier_attack"
     x = jax.lax.stop_gradient(_examples.inputs(function, x))
     _check_box(function, eps, barrier)
     _checks.number(function, "steps", steps, low=0, integer=True)
@@ -167,7 +167,7 @@ def hypergradient(
     References:
       Sow et al., *Doubly Robust Instance-Reweighted Adversarial Training*, 2023, arXiv 2308.00311.
     """
-    function = "losses.hypergradient"
+    function = "losses.adversarial.hypergradient"
     x = _examples.inputs(function, x)
     _checks.array(function, "delta", delta, shape=x.shape, kind="float")
     _check_box(function, eps, barrier)

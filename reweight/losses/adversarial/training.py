@@ -74,7 +74,7 @@ def adversarial_cross_entropy(
       al., *A Simple Fine-tuning Is All You Need: Towards Robust Deep Learning Via Adversarial Fine-tuning*, 2020, arXiv
       2012.13628.
     """
-    function = "losses.adversarial_cross_entropy"
+    function = "losses.adversarial.adversarial_cross_entropy"
     options: dict[str, Any] = {"eps": eps, "step_size": step_size, "steps": steps, "norm": norm, "init": init}
     attacked = attacks.classified(function, key, logits_fn, x, labels, clip=clip, **options)
     return named_cross_entropy(function, logits_fn(attacked.inputs), labels, None)
@@ -106,7 +106,7 @@ def margin_shift(logits: Logits, attacked_logits: Logits, labels: Labels) -> Flo
       Mao, Mohri and Zhong, *Cross-Entropy Loss Functions: Theoretical Analysis and Applications*, 2023, arXiv
       2304.07288.
     """
-    return _margin_shift("losses.margin_shift", logits, attacked_logits, labels)
+    return _margin_shift("losses.adversarial.margin_shift", logits, attacked_logits, labels)
 
 
 def _margin_shift(function: str, logits: Logits, attacked_logits: Logits, labels: Labels) -> Float[Array, "*batch"]:
@@ -143,7 +143,7 @@ def smooth_comp_sum_loss(
       Mao, Mohri and Zhong, *Cross-Entropy Loss Functions: Theoretical Analysis and Applications*, 2023, arXiv
       2304.07288.
     """
-    function = "losses.smooth_comp_sum_loss"
+    function = "losses.adversarial.smooth_comp_sum_loss"
     _checks.number(function, "nu", nu, low=0, open_high=True)
     shift = _margin_shift(function, logits, attacked_logits, labels)
     return comp_sum_loss(logits, labels, tau=tau, rho=rho) + nu * shift
@@ -193,7 +193,7 @@ def srat_loss(
       Wang et al., *Imbalanced Adversarial Training with Reweighting*, 2021, arXiv 2107.13639. The weight and the
       temperature of the separation are our choice, and so is the normalisation of the features.
     """
-    function = "losses.srat_loss"
+    function = "losses.adversarial.srat_loss"
     _check_srat(function, sep_weight, temperature, class_weights)
     given = _srat_inputs(function, adv_logits, adv_features, labels, mask)
     separation = contrastive.supcon(
@@ -295,7 +295,7 @@ def batch_srat(
     References:
       Wang et al., *Imbalanced Adversarial Training with Reweighting*, 2021, arXiv 2107.13639.
     """
-    function = "losses.batch_srat"
+    function = "losses.adversarial.batch_srat"
     _check_srat(function, sep_weight, temperature, class_weights)
     names = ("adv_logits", "adv_features", "labels")
     separation = contrastive.batch_supcon(temperature=temperature, base_temperature=temperature, normalize=normalize)

@@ -40,7 +40,7 @@ def comp_sum_loss(logits: Logits, labels: Labels, *, tau: float = 1.0, rho: floa
       Mao, Mohri and Zhong, *Cross-Entropy Loss Functions: Theoretical Analysis and Applications*, 2023, arXiv
       2304.07288.
     """
-    function = "losses.comp_sum_loss"
+    function = "losses.classification.comp_sum_loss"
     given = _rows.rows(function, logits, labels)
     _checks.number(function, "tau", tau, low=0, open_high=True)
     _checks.number(function, "rho", rho, low=0, open_low=True, open_high=True)
@@ -75,7 +75,7 @@ def comp_sum_calibration(beta: Float[Array, "..."], *, tau: float = 1.0, num_cla
       Mao, Mohri and Zhong, *Cross-Entropy Loss Functions: Theoretical Analysis and Applications*, 2023, arXiv
       2304.07288.
     """
-    function = "losses.comp_sum_calibration"
+    function = "losses.classification.comp_sum_calibration"
     _checks.array(function, "beta", beta, kind="float")
     _checks.number(function, "tau", tau, low=0, open_high=True)
     _checks.number(function, "num_classes", num_classes, low=2, integer=True)
@@ -120,7 +120,7 @@ def comp_sum_bound(excess: Float[Array, "..."], *, tau: float = 1.0, num_classes
       Mao, Mohri and Zhong, *Cross-Entropy Loss Functions: Theoretical Analysis and Applications*, 2023, arXiv
       2304.07288.
     """
-    function = "losses.comp_sum_bound"
+    function = "losses.classification.comp_sum_bound"
     _checks.array(function, "excess", excess, kind="float")
     _checks.number(function, "tau", tau, low=0, open_high=True)
     _checks.number(function, "num_classes", num_classes, low=2, integer=True)

@@ -66,7 +66,7 @@ def ldr_kl(
       Zhu, Ying and Yang, *Label Distributionally Robust Losses for Multi-class Classification: Consistency, Robustness
       and Adaptivity*, 2023, arXiv 2112.14869.
     """
-    function = "losses.ldr_kl"
+    function = "losses.classification.ldr_kl"
     given = _rows.rows(function, logits, labels, centre=False)
     _checks.number(function, "lam", lam, low=0, open_low=True, open_high=True)
     _hyperparameters(function, margin, normalize)
@@ -110,7 +110,7 @@ def aldr_kl(
       Zhu, Ying and Yang, *Label Distributionally Robust Losses for Multi-class Classification: Consistency, Robustness
       and Adaptivity*, 2023, arXiv 2112.14869.
     """
-    function = "losses.aldr_kl"
+    function = "losses.classification.aldr_kl"
     _checks.number(function, "num_examples", num_examples, low=1, integer=True)
     _checks.number(function, "lam", lam, low=0, open_low=True, open_high=True)
     _checks.number(function, "alpha", alpha, low=1, open_low=True, open_high=True)

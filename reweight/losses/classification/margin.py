@@ -35,7 +35,7 @@ def crammer_singer(logits: Logits, labels: Labels, *, margin: float = 1.0) -> Fl
     References:
       Crammer and Singer, *On the Algorithmic Implementation of Multiclass Kernel-based Vector Machines*, 2001.
     """
-    given, hinges = _hinges("losses.crammer_singer", logits, labels, margin)
+    given, hinges = _hinges("losses.classification.crammer_singer", logits, labels, margin)
     return given.losses(jnp.max(hinges, axis=-1))
 
 
@@ -59,7 +59,7 @@ def weston_watkins(logits: Logits, labels: Labels, *, margin: float = 1.0) -> Fl
       Weston and Watkins, *Multi-class Support Vector Machines*, 1998. The sum is divided by C, as in the released code
       of Zhu et al., *Label Distributionally Robust Losses for Multi-class Classification*, 2023, arXiv 2112.14869.
     """
-    given, hinges = _hinges("losses.weston_watkins", logits, labels, margin)
+    given, hinges = _hinges("losses.classification.weston_watkins", logits, labels, margin)
     return given.losses(jnp.mean(hinges, axis=-1))
 
 
@@ -96,7 +96,7 @@ def ldam(
       Cao et al., *Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss*, 2019, arXiv 1906.07413. Chen
       et al., *Rethinking the Bias of Foundation Model under Long-tailed Distribution*, 2025, arXiv 2501.15955.
     """
-    function = "losses.ldam"
+    function = "losses.classification.ldam"
     given = _rows.rows(function, logits, labels)
     _checks.array(function, "class_counts", class_counts, shape=(given.classes,), kind="number")
     _checks.number(function, "max_margin", max_margin, low=0, open_high=True)

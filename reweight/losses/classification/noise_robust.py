@@ -64,7 +64,7 @@ def generalized_cross_entropy(
       Zhang and Sabuncu, *Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy Labels*, 2018,
       arXiv 1805.07836.
     """
-    function = "losses.generalized_cross_entropy"
+    function = "losses.classification.generalized_cross_entropy"
     given = _rows.rows(function, logits, labels)
     _checks.number(function, "q", q, low=0, high=1)
     _checks.number(function, "k", k, low=0, high=1, open_high=True)
@@ -93,7 +93,7 @@ def truncation_mask(logits: Logits, labels: Labels, *, k: float = 0.3) -> Bool[A
       Zhang and Sabuncu, *Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy Labels*, 2018,
       arXiv 1805.07836.
     """
-    function = "losses.truncation_mask"
+    function = "losses.classification.truncation_mask"
     given = _rows.rows(function, jax.lax.stop_gradient(logits), labels)
     _checks.number(function, "k", k, low=0, high=1, open_high=True)
     whole = given.negative_log_probs()
@@ -120,7 +120,7 @@ def mean_absolute_error(logits: Logits, labels: Labels) -> Float[Array, "*batch"
       Ghosh, Kumar and Sastry, *Robust Loss Functions under Label Noise for Deep Neural Networks*, 2017, arXiv
       1712.09482.
     """
-    function = "losses.mean_absolute_error"
+    function = "losses.classification.mean_absolute_error"
     given = _rows.rows(function, logits, labels)
     return given.losses(2 * _missing(given.negative_log_probs()))
 
@@ -141,7 +141,7 @@ def brier_loss(logits: Logits, labels: Labels) -> Float[Array, "*batch"]:
     References:
       Brier, *Verification of Forecasts Expressed in Terms of Probability*, 1950.
     """
-    function = "losses.brier_loss"
+    function = "losses.classification.brier_loss"
     given = _rows.rows(function, logits, labels)
     others = jnp.where(given.own, 0, jax.nn.softmax(given.scores, axis=-1))
     return given.losses(_missing(given.negative_log_probs()) ** 2 + jnp.sum(others**2, axis=-1))
@@ -168,7 +168,7 @@ def reverse_cross_entropy(logits: Logits, labels: Labels, *, floor: float = 1e-4
       are those of the released code of Ma et al., *Normalized Loss Functions for Deep Learning with Noisy Labels*,
       2020, arXiv 2006.13554.
     """
-    function = "losses.reverse_cross_entropy"
+    function = "losses.classification.reverse_cross_entropy"
     given = _rows.rows(function, logits, labels)
     _checks.number(function, "floor", floor, low=0, high=1, open_low=True, open_high=True)
     others = jnp.where(given.own, 0, jnp.maximum(jax.nn.softmax(given.scores, axis=-1), 1e-7))
@@ -195,7 +195,7 @@ def symmetric_cross_entropy(
     References:
       Wang et al., *Symmetric Cross Entropy for Robust Learning with Noisy Labels*, 2019, arXiv 1908.06112.
     """
-    function = "losses.symmetric_cross_entropy"
+    function = "losses.classification.symmetric_cross_entropy"
     given = _rows.rows(function, logits, labels)
     _checks.number(function, "balance", balance, low=0, high=1)
     _checks.number(function, "scale", scale, low=0, open_high=True)
@@ -221,7 +221,7 @@ def normalized_cross_entropy(logits: Logits, labels: Labels) -> Float[Array, "*b
     References:
       Ma et al., *Normalized Loss Functions for Deep Learning with Noisy Labels*, 2020, arXiv 2006.13554.
     """
-    function = "losses.normalized_cross_entropy"
+    function = "losses.classification.normalized_cross_entropy"
     given = _rows.rows(function, logits, labels)
     log_probs = jax.nn.log_softmax(given.scores, axis=-1)
     total = -jnp.sum(log_probs, axis=-1)
@@ -249,7 +249,7 @@ def asymmetric_generalized_cross_entropy(
     References:
       Zhou et al., *Asymmetric Loss Functions for Learning with Noisy Labels*, 2021, arXiv 2106.03110.
     """
-    function = "losses.asymmetric_generalized_cross_entropy"
+    function = "losses.classification.asymmetric_generalized_cross_entropy"
     given = _rows.rows(function, logits, labels)
     _checks.number(function, "a", a, low=0, open_low=True, open_high=True)
     _checks.number(function, "q", q, low=0, open_low=True, open_high=True)
@@ -275,7 +275,7 @@ def asymmetric_unhinged(logits: Logits, labels: Labels, *, a: float = 1.5, q: fl
     References:
       Zhou et al., *Asymmetric Loss Functions for Learning with Noisy Labels*, 2021, arXiv 2106.03110.
     """
-    function = "losses.asymmetric_unhinged"
+    function = "losses.classification.asymmetric_unhinged"
     given = _rows.rows(function, logits, labels)
     _checks.number(function, "a", a, low=1, open_low=True, open_high=True)
     _checks.number(function, "q", q, low=0, open_low=True, open_high=True)
@@ -306,7 +306,7 @@ def jensen_shannon(logits: Logits, labels: Labels, *, weight: float = 0.5) -> Fl
       Englesson and Azizpour, *Generalized Jensen-Shannon Divergence Loss for Learning with Noisy Labels*, 2021, arXiv
       2105.04522.
     """
-    function = "losses.jensen_shannon"
+    function = "losses.classification.jensen_shannon"
     given = _rows.rows(function, logits, labels)
     _checks.number(function, "weight", weight, low=0, high=1, open_low=True, open_high=True)
     whole = given.negative_log_probs()
@@ -346,7 +346,7 @@ def robust_log_loss(
       Zhu, Ying and Yang, *Label Distributionally Robust Losses for Multi-class Classification*, 2023, arXiv
       2112.14869.
     """
-    function = "losses.robust_log_loss"
+    function = "losses.classification.robust_log_loss"
     given = _rows.rows(function, logits, labels)
     _checks.number(function, "theta", theta, low=0, open_low=True, open_high=True)
     _checks.choice(function, "form", form, get_args(RobustLogForm))
@@ -393,7 +393,7 @@ def nce_rce(
       Ma et al., *Normalized Loss Functions for Deep Learning with Noisy Labels*, 2020, arXiv 2006.13554.
     """
     passive = reverse_cross_entropy(logits, labels)
-    return _active_passive("losses.nce_rce", logits, labels, passive, active_weight, passive_weight)
+    return _active_passive("losses.classification.nce_rce", logits, labels, passive, active_weight, passive_weight)
 
 
 def nce_agce(
@@ -425,7 +425,7 @@ def nce_agce(
       Zhou et al., *Asymmetric Loss Functions for Learning with Noisy Labels*, 2021, arXiv 2106.03110.
     """
     passive = asymmetric_generalized_cross_entropy(logits, labels, a=a, q=q)
-    return _active_passive("losses.nce_agce", logits, labels, passive, active_weight, passive_weight)
+    return _active_passive("losses.classification.nce_agce", logits, labels, passive, active_weight, passive_weight)
 
 
 def nce_aul(
@@ -457,4 +457,4 @@ def nce_aul(
       Zhou et al., *Asymmetric Loss Functions for Learning with Noisy Labels*, 2021, arXiv 2106.03110.
     """
     passive = asymmetric_unhinged(logits, labels, a=a, q=q)
-    return _active_passive("losses.nce_aul", logits, labels, passive, active_weight, passive_weight)
+    return _active_passive("losses.classification.nce_aul", logits, labels, passive, active_weight, passive_weight)

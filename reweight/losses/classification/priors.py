@@ -63,7 +63,7 @@ def logit_adjusted_cross_entropy(
       Meta-Softmax for Long-Tailed Visual Recognition*, 2020, arXiv 2007.10740. The floor is that of the released code
       of Chen et al., *Rethinking the Bias of Foundation Model under Long-tailed Distribution*, 2025, arXiv 2501.15955.
     """
-    function = "losses.logit_adjusted_cross_entropy"
+    function = "losses.classification.logit_adjusted_cross_entropy"
     _rows.allowed(function, logits)
     log_prior = _log_prior(function, class_counts, jnp.shape(logits)[-1])
     _checks.number(function, "tau", tau, low=0, open_high=True)
@@ -113,7 +113,7 @@ def lade(*, class_counts: Counts, weight: float = 0.1, penalty: float = 0.1) -> 
       numbers are those of the code of Chen et al., *Rethinking the Bias of Foundation Model under Long-tailed
       Distribution*, 2025, arXiv 2501.15955.
     """
-    function = "losses.lade"
+    function = "losses.classification.lade"
     _checks.array(function, "class_counts", class_counts, ndim=1, kind="number")
     _checks.number(function, "weight", weight, low=0, open_high=True)
     _checks.number(function, "penalty", penalty, low=0, open_high=True)
@@ -180,7 +180,7 @@ def estimate_label_prior(
       Zhu et al., *Generalized Logit Adjustment: Calibrating Fine-tuned Models by Removing Label Bias in Foundation
       Models*, 2023, arXiv 2310.08106.
     """
-    function = "losses.estimate_label_prior"
+    function = "losses.classification.estimate_label_prior"
     _checks.number(function, "num_steps", num_steps, low=1, integer=True)
     _checks.array(function, "logits", logits, ndim=2, kind="float")
     rows, kept = _rows.masked(function, jax.lax.stop_gradient(logits), labels, mask)

@@ -34,7 +34,7 @@ def cross_entropy(
       ValueError: if the shape of the labels is neither that of class ids nor that of probabilities, or their dtype does
         not go with their shape.
     """
-    return named_cross_entropy("losses.cross_entropy", logits, labels, class_mask)
+    return named_cross_entropy("losses.classification.cross_entropy", logits, labels, class_mask)
 
 
 def named_cross_entropy(
@@ -83,7 +83,7 @@ def focal_loss(
     References:
       Lin et al., *Focal Loss for Dense Object Detection*, 2017, arXiv 1708.02002.
     """
-    function = "losses.focal_loss"
+    function = "losses.classification.focal_loss"
     _checks.array(function, "labels", labels, kind="integer")
     _checks.number(function, "gamma", gamma, low=0, open_high=True)
     loss = named_cross_entropy(function, logits, labels, class_mask)
@@ -113,7 +113,7 @@ def prediction_entropy(logits: Logits, *, class_mask: ClassMask | None = None) -
     References:
       Wang et al., *Tent: Fully Test-time Adaptation by Entropy Minimization*, 2021, arXiv 2006.10726.
     """
-    allowed = _rows.allowed("losses.prediction_entropy", logits, class_mask)
+    allowed = _rows.allowed("losses.classification.prediction_entropy", logits, class_mask)
     scores = _rows.centred(logits, allowed)
     some = jnp.any(allowed, axis=-1, keepdims=True)
     log_mass = jax.nn.logsumexp(scores, axis=-1, where=allowed | ~some, keepdims=True)

@@ -82,7 +82,7 @@ def kernel_sums(kernel: Float[Array, "classes features"]) -> KernelSums:
     Raises:
       ValueError: if the kernel is no matrix of floats.
     """
-    _checks.array("losses.kernel_sums", "kernel", kernel, ndim=2, kind="float")
+    _checks.array("losses.classification.kernel_sums", "kernel", kernel, ndim=2, kind="float")
     rows = jnp.asarray(kernel).astype(_checks.accumulation_dtype(kernel))
     return KernelSums(_gram(rows), jnp.sum(rows, axis=0), jnp.asarray(len(rows), rows.dtype))
 
@@ -105,7 +105,7 @@ def update_kernel_sums(
     Raises:
       ValueError: if the rows do not fit each other or the sums.
     """
-    function = "losses.update_kernel_sums"
+    function = "losses.classification.update_kernel_sums"
     for name, rows in (("old_rows", old_rows), ("new_rows", new_rows)):
         _checks.array(function, name, rows, shape=(jnp.shape(old_rows)[0], sums.total.shape[0]), kind="float")
     old, new = (jnp.asarray(rows).astype(sums.gram.dtype) for rows in (old_rows, new_rows))
@@ -132,7 +132,7 @@ def spherical_statistics(
     Raises:
       ValueError: if the shapes do not fit.
     """
-    function = "losses.spherical_statistics"
+    function = "losses.classification.spherical_statistics"
     features = sums.total.shape[0]
     _checks.array(function, "hidden", hidden, shape=(*jnp.shape(hidden)[:-1], features), kind="float")
     _checks.array(function, "target_rows", target_rows, shape=jnp.shape(hidden), kind="float")
@@ -206,7 +206,7 @@ def spherical_loss(name: str, statistics: SphericalStatistics, **hyper: Any) -> 
       Vincent, de Brébisson and Bouthillier, *Efficient Exact Gradient Update for training Deep Networks with Very Large
       Sparse Targets*, 2015, arXiv 1412.7091.
     """
-    function = "losses.spherical_loss"
+    function = "losses.classification.spherical_loss"
     _checks.choice(function, "name", name, tuple(SPHERICAL_LOSSES))
     dtype = _checks.accumulation_dtype(*statistics)
     statistics = SphericalStatistics(*(jnp.asarray(number).astype(dtype) for number in statistics))
@@ -214,7 +214,7 @@ def spherical_loss(name: str, statistics: SphericalStatistics, **hyper: Any) -> 
 
 
 def _of_logits(name: str, logits: Logits, labels: Labels, *, least: int = 1, **hyper: Any) -> Float[Array, "*batch"]:
-    function = f"losses.{name}"
+    function = f"losses.classification.{name}"
     given = _rows.rows(function, logits, labels)
     if given.classes < least:
         _checks.fail(function, "logits", f"of shape {jnp.shape(logits)}", f"at least {least} classes")

@@ -33,7 +33,7 @@ def log_stablemax(logits: Float[Array, "..."], *, axis: int = -1) -> Float[Array
     References:
       Prieto et al., *Grokking at the Edge of Numerical Stability*, 2025, arXiv 2501.04697.
     """
-    return _log_stablemax("losses.log_stablemax", logits, axis)
+    return _log_stablemax("losses.classification.log_stablemax", logits, axis)
 
 
 def _log_stablemax(function: str, logits: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
@@ -63,7 +63,7 @@ def stablemax(logits: Float[Array, "..."], *, axis: int = -1) -> Float[Array, ".
     References:
       Prieto et al., *Grokking at the Edge of Numerical Stability*, 2025, arXiv 2501.04697.
     """
-    return jnp.exp(_log_stablemax("losses.stablemax", logits, axis))
+    return jnp.exp(_log_stablemax("losses.classification.stablemax", logits, axis))
 
 
 def stablemax_cross_entropy(logits: Logits, labels: Labels) -> Float[Array, "*batch"]:
@@ -86,6 +86,6 @@ def stablemax_cross_entropy(logits: Logits, labels: Labels) -> Float[Array, "*ba
       Prieto et al., *Grokking at the Edge of Numerical Stability*, 2025, arXiv 2501.04697. The released code takes the
       logarithm in float64; here it is taken of the numerator and the sum apart, which float32 can hold.
     """
-    given = _rows.rows("losses.stablemax_cross_entropy", logits, labels, centre=False)
+    given = _rows.rows("losses.classification.stablemax_cross_entropy", logits, labels, centre=False)
     mass = _log_mass(given.scores)
     return given.losses(jax.nn.logsumexp(mass, axis=-1) - given.of_label(mass))

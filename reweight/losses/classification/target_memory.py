@@ -99,7 +99,9 @@ def target_memory(
     Raises:
       ValueError: if a hyperparameter is out of range; at the call, if a signal is missing or does not fit.
     """
-    return _memory("losses.target_memory", loss, num_examples, num_classes, decay, strength, read, floor, dtype)
+    return _memory(
+        "losses.classification.target_memory", loss, num_examples, num_classes, decay, strength, read, floor, dtype
+    )
 
 
 def _memory(
@@ -199,7 +201,7 @@ def early_learning_penalty(logits: Logits, targets: Probabilities, *, floor: flo
     References:
       Liu et al., *Early-Learning Regularization Prevents Memorization of Noisy Labels*, 2020, arXiv 2007.00151.
     """
-    function = "losses.early_learning_penalty"
+    function = "losses.classification.early_learning_penalty"
     scores = _rows.centred(logits, _rows.allowed(function, logits))
     _checks.array(function, "targets", targets, shape=jnp.shape(logits), kind="float")
     _checks.number(function, "floor", floor, low=0, high=0.5, open_low=True, open_high=True)
@@ -243,7 +245,7 @@ def elr(
     References:
       Liu et al., *Early-Learning Regularization Prevents Memorization of Noisy Labels*, 2020, arXiv 2007.00151.
     """
-    function = "losses.elr"
+    function = "losses.classification.elr"
     _penalised(function, weight, floor)
 
     def loss(logits: Array, labels: Array, targets: Array, strength: Array) -> Float[Array, " batch"]:
@@ -290,7 +292,7 @@ def elr_plus(
     References:
       Liu et al., *Early-Learning Regularization Prevents Memorization of Noisy Labels*, 2020, arXiv 2007.00151.
     """
-    function = "losses.elr_plus"
+    function = "losses.classification.elr_plus"
     _penalised(function, weight, floor)
 
     def loss(logits: Array, labels: Array, targets: Array, strength: Array) -> Float[Array, " batch"]:
@@ -333,7 +335,7 @@ def progressive_targets(
     References:
       Kim et al., *Self-Knowledge Distillation with Progressive Refinement of Targets*, 2021, arXiv 2006.12000.
     """
-    function = "losses.progressive_targets"
+    function = "losses.classification.progressive_targets"
     _checks.array(function, "predictions", predictions, kind="float")
     _checks.number(function, "share", share, low=0, high=1)
     shape = jnp.shape(predictions)
@@ -372,7 +374,7 @@ def ps_kd(num_examples: int, num_classes: int, *, share: Strength, dtype: Any = 
     References:
       Kim et al., *Self-Knowledge Distillation with Progressive Refinement of Targets*, 2021, arXiv 2006.12000.
     """
-    function = "losses.ps_kd"
+    function = "losses.classification.ps_kd"
     if not callable(share):
         _checks.number(function, "share", share, low=0, high=1)
 

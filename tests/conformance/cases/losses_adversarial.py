@@ -220,7 +220,7 @@ CASES = [
             extremes={"x": (0.0, 1.0)},
             bf16=None,
             reference=reference,
-            blames=("losses.attack_classifier",),
+            blames=("attack_classifier",),
             bad={
                 "eps": (-0.1, np.inf),
                 "step_size": (-0.1, np.inf),
