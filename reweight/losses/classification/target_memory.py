@@ -327,7 +327,8 @@ def progressive_targets(
       share: :math:`\alpha`, in [0, 1].
 
     Returns:
-      Targets `[..., C]`, float32 or wider; zeros where the label is no class.
+      Targets `[..., C]`, float32 or wider; zeros where the label is no class. The gradient flows to predictions and to
+      labels that are probabilities.
 
     Raises:
       ValueError: if the shapes do not fit, or `share` is out of range.
