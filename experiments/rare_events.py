@@ -162,7 +162,8 @@ def _draw_fits(axes: Axes, results: harness.Results) -> None:
     axes.set(xscale="log", yscale="log", ylim=(0.1 * low, 10 * high))
     axes.set(xlabel="true probability of the rarest class, %", ylabel="fitted, %")
     axes.set_title("Rare classes borrow from frequent ones")
-    axes.legend(loc="upper left", handletextpad=0.1)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left", handletextpad=0.1)
 
 
 def _draw_indices(axes: Axes, results: harness.Results) -> None:
