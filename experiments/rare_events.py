@@ -94,7 +94,10 @@ class Config(harness.Config):
     @classmethod
     def smoke(cls) -> Self:
         """Two seeds, two methods, small problems."""
-        return cls(seeds=2, methods=("proportional_odds", "one_grid"), examples=400, features=2, lives=40, steps=8)
+        return cls(
+            seeds=2, methods=("proportional_odds", "one_grid"), examples=400, features=2, lives=40, steps=8,
+            batch_size=16,
+        )  # fmt: skip
 
 
 def _errors(config: Config, names: list[str]) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
