@@ -113,10 +113,11 @@ def _training(config: Config, method: Method, counts: Float[np.ndarray, " classe
         attacked = adversarial.pgd_attack(
             key, lambda x: base(logits(params, x), batch["labels"]), batch["inputs"], **attack_options(config)
         )
-        return LossOutput(signals={"adv_logits": logits(params, attacked), "adv_features": features(params, attacked)})
+        signals = {"attacked_logits": logits(params, attacked), "attacked_features": features(params, attacked)}
+        return LossOutput(signals=signals)
 
     table = functools.partial(
-        weights.deferred_weights, jnp.asarray(counts), start_step=round(method.start * config.steps)
+        weights.deferred_class_weights, jnp.asarray(counts), start_step=round(method.start * config.steps)
     )
     loss = adversarial.batch_srat(table if method.start < 1 else None, base_loss=base, sep_weight=method.separation)
     return Training(loss_fn, loss=loss, learning_rate=config.rates)

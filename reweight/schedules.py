@@ -10,7 +10,7 @@ from reweight import _checks
 __all__ = ["epoch_ramp", "sigmoid_rampup", "slow_start_fast_decay"]
 
 Step = Int[Array, ""] | int
-Schedule = Callable[[Step], Float[Array, ""]]
+Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 
 
 def epoch_ramp(end: float, num_epochs: int, steps_per_epoch: int) -> Schedule:

@@ -79,7 +79,7 @@ TROUBLES: tuple[Trouble, ...] = (
         {
             "logit_adjustment": f"`{CLASSIFICATION}.logit_adjusted_cross_entropy`",
             "lade": f"`{CLASSIFICATION}.lade`",
-            "ldam_deferred": f"`{CLASSIFICATION}.ldam`, `weights.deferred_weights`",
+            "ldam_deferred": f"`{CLASSIFICATION}.ldam`, `weights.deferred_class_weights`",
             "inverse_frequency": "`weights.inverse_frequency`",
             "effective_number": "`weights.class_balanced`",
             "focal": f"`{CLASSIFICATION}.focal_loss`",
@@ -197,7 +197,7 @@ TROUBLES: tuple[Trouble, ...] = (
         "pgd_at",
         {
             "reweighted": "`weights.class_balanced`",
-            "deferred": "`weights.deferred_weights`",
+            "deferred": "`weights.deferred_class_weights`",
             "srat": f"`{ADVERSARIAL}.batch_srat`",
             "srat_ldam": f"`{ADVERSARIAL}.batch_srat` with `{CLASSIFICATION}.ldam`",
         },

@@ -64,7 +64,7 @@ class Paper:
         return f"{self.authors}, {self.title}, {self.year}" + (f", arXiv {self.arxiv}" if self.arxiv else "")
 
     def claims(self, cited: str) -> bool:
-        """Whether a claim is this paper's: it cites the arXiv number or, of a paper without one, the title or the id."""
+        """Whether a claim is this paper's: it cites the id, the arXiv number or, without one, the title."""
         if self.arxiv:
             return cited == self.id or bool(re.search(rf"\b{re.escape(self.arxiv)}\b", cited))
         return cited == self.id or self.title in cited

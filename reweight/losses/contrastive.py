@@ -87,7 +87,7 @@ def _supcon(
     positive = compared & (ids[:, None] == ids)
     count = jnp.sum(positive, axis=1)
     some = count > 0
-    scores = jnp.where(compared, vectors @ vectors.T / temperature, 0)
+    scores = jnp.where(compared, jnp.matmul(vectors, vectors.T, precision="highest") / temperature, 0)
     # An anchor without positives may have nobody to be compared with; what it gets here is not used.
     everyone = jax.nn.logsumexp(scores, axis=1, where=compared | ~some[:, None])
     pulls = jnp.sum(jnp.where(positive, scores, 0), axis=1) / jnp.maximum(count, 1)

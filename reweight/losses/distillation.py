@@ -195,8 +195,8 @@ def batch_mtard(
     *,
     weight_rate: float | objectives.Schedule = 0.025,
     temperature_rate: float | objectives.Schedule = 1e-3,
-    low: float = 1.0,
-    high: float = 10.0,
+    min_temperature: float = 1.0,
+    max_temperature: float = 10.0,
     eps: float = 1e-5,
 ) -> BatchLoss:
     r"""MTARD: one teacher for attacked and one for clean inputs, whose weights and temperatures are kept in balance.
@@ -212,8 +212,8 @@ def batch_mtard(
     Args:
       weight_rate: of the weights, in [0, inf), or a schedule. The paper lowers both rates with the learning rate.
       temperature_rate: of the temperatures, in [0, inf), or a schedule.
-      low: least temperature, in (0, inf).
-      high: highest temperature, in [low, inf).
+      min_temperature: the least, at which both start, in (0, inf).
+      max_temperature: the highest, in [min_temperature, inf).
       eps: of `mtard_kl` and `entropy_balance`, in [0, inf).
 
     Returns:
@@ -231,11 +231,14 @@ def batch_mtard(
     for argument, rate in (("weight_rate", weight_rate), ("temperature_rate", temperature_rate)):
         if not callable(rate):
             _checks.number(function, argument, rate, low=0, open_high=True)
-    _checks.number(function, "low", low, low=0, open_low=True, open_high=True)
-    _checks.number(function, "high", high, low=low if isinstance(low, int | float) else 0, open_high=True)
+    _checks.number(function, "min_temperature", min_temperature, low=0, open_low=True, open_high=True)
+    least = min_temperature if isinstance(min_temperature, int | float) else 0
+    _checks.number(function, "max_temperature", max_temperature, low=least, open_high=True)
     _checks.number(function, "eps", eps, low=0, open_high=True)
     by_loss = objectives.normalized_loss_balance(2, rate=weight_rate)
-    by_entropy = objectives.entropy_balance(2, rate=temperature_rate, low=low, high=high, eps=eps)
+    by_entropy = objectives.entropy_balance(
+        2, rate=temperature_rate, low=min_temperature, high=max_temperature, eps=eps
+    )
     names = ("attacked_student_logits", "attacked_teacher_logits", "student_logits", "teacher_logits")
 
     def rows(given: dict[str, Any]) -> tuple[list[Array], Bool[Array, " batch"]]:

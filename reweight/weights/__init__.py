@@ -51,7 +51,7 @@ from reweight.weights.history import (
 from reweight.weights.imbalance import (
     class_balanced,
     class_weighted,
-    deferred_weights,
+    deferred_class_weights,
     effective_number_weights,
     focal,
     focal_weights,
@@ -129,7 +129,7 @@ __all__ = [
     "cvar_value",
     "cvar_weights",
     "deferred",
-    "deferred_weights",
+    "deferred_class_weights",
     "effective_number_weights",
     "effective_sample_size",
     "entropy_balance",

@@ -15,7 +15,7 @@ from reweight.weights.groups import lookup
 __all__ = [
     "class_balanced",
     "class_weighted",
-    "deferred_weights",
+    "deferred_class_weights",
     "effective_number_weights",
     "focal",
     "focal_weights",
@@ -110,7 +110,7 @@ def effective_number_weights(
     return _scaled(weights, number, scale)
 
 
-def deferred_weights(
+def deferred_class_weights(
     counts: Counts,
     step: int | Int[Array, ""],
     *,
@@ -140,7 +140,7 @@ def deferred_weights(
       Cao et al., *Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss*, 2019, arXiv 1906.07413. Wang
       et al., *Imbalanced Adversarial Training with Reweighting*, 2021, arXiv 2107.13639.
     """
-    function = "weights.deferred_weights"
+    function = "weights.deferred_class_weights"
     _checks.number(function, "step", step, integer=True)
     _checks.number(function, "start_step", start_step, low=0, integer=True)
     _counts(function, counts, scale)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 from reweight import _checks
+from reweight.schedules import Schedule
 from reweight.weights import base
 
 __all__ = [
@@ -20,7 +21,6 @@ __all__ = [
 ]
 
 Mask = Bool[Array, "..."] | Num[Array, "..."]
-Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 
 
 def small_loss_weights(

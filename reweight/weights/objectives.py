@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 from reweight import _checks
+from reweight.schedules import Schedule
 from reweight.weights import base
 from reweight.weights.groups import group_dro_weights, group_means
 
@@ -18,8 +19,6 @@ __all__ = [
     "entropy_balance",
     "normalized_loss_balance",
 ]
-
-Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 
 
 def _rate(rate: float | Schedule, step: Int[Array, ""]) -> Any:

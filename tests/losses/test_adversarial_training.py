@@ -136,9 +136,9 @@ def test_srat_agrees_with_the_golden_numbers(case, x64):
         return adversarial.srat_loss(logits, features, labels, table, **options)
 
     def in_a_batch(logits, features):
-        late = functools.partial(weights.deferred_weights, counts, start_step=0, beta=params["beta"])
+        late = functools.partial(weights.deferred_class_weights, counts, start_step=0, beta=params["beta"])
         loss = adversarial.batch_srat(late, **options)
-        return loss.update(loss.init(), adv_logits=logits, adv_features=features, labels=labels)[0]
+        return loss.update(loss.init(), attacked_logits=logits, attacked_features=features, labels=labels)[0]
 
     for function in (losses, in_a_batch):
         close = functools.partial(np.testing.assert_allclose, rtol=SRAT["rtol"], atol=1e-11)
@@ -198,12 +198,12 @@ def under_attack(params, x):
 
 def signals_fn(params, extra, batch, key):
     logits, features = under_attack(params, batch["x"])
-    return LossOutput(signals={"adv_logits": logits, "adv_features": features})
+    return LossOutput(signals={"attacked_logits": logits, "attacked_features": features})
 
 
 def test_microbatches_learn_what_the_whole_batch_learns_and_weights_set_in_late(x64):
     counts = COUNTS.astype(np.float64)
-    late = functools.partial(weights.deferred_weights, counts, start_step=2, beta=0.99)
+    late = functools.partial(weights.deferred_class_weights, counts, start_step=2, beta=0.99)
     loss = adversarial.batch_srat(late, base_loss=functools.partial(classification.ldam, class_counts=counts))
     batch = {"x": FEATURES.astype(np.float64), "labels": LABELS, "mask": KEPT}
     optimizer, ends = optax.sgd(0.1), []
@@ -238,8 +238,8 @@ def test_microbatches_learn_what_the_whole_batch_learns_and_weights_set_in_late(
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"adv_logits": LOGITS[:, 0]}, "adv_logits"),
-        ({"adv_features": FEATURES[:5]}, "adv_features"),
+        ({"attacked_logits": LOGITS[:, 0]}, "attacked_logits"),
+        ({"attacked_features": FEATURES[:5]}, "attacked_features"),
         ({"labels": LABELS + 0.5}, "labels"),
         ({"class_weights": COUNTS[:2]}, "class_weights"),
         ({"class_weights": COUNTS[None]}, "class_weights"),
@@ -250,7 +250,7 @@ def test_microbatches_learn_what_the_whole_batch_learns_and_weights_set_in_late(
     ],
 )
 def test_a_mistake_in_srat_is_named(change, named):
-    options = {"adv_logits": LOGITS, "adv_features": FEATURES, "labels": LABELS} | change
-    arrays = [options.pop(name) for name in ("adv_logits", "adv_features", "labels")]
+    options = {"attacked_logits": LOGITS, "attacked_features": FEATURES, "labels": LABELS} | change
+    arrays = [options.pop(name) for name in ("attacked_logits", "attacked_features", "labels")]
     with pytest.raises(ValueError, match=f"losses.adversarial.srat_loss: argument `{named}`"):
         adversarial.srat_loss(*arrays, **options)

@@ -27,8 +27,8 @@ def made(params):
     return distillation.batch_mtard(
         weight_rate=params["r_w"],
         temperature_rate=params["r_T"],
-        low=params["T_lo"],
-        high=params["T_hi"],
+        min_temperature=params["T_lo"],
+        max_temperature=params["T_hi"],
         eps=params["eps"],
     )
 

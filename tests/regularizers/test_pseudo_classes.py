@@ -47,7 +47,7 @@ def test_inputs_are_those_of_mixup():
     mixture = mixup.draw_mixture(jax.random.key(0), 6, alpha=20.0, per_example=True)
     came = pseudo_classes.mixed_classes(IMAGES, LABELS, mixture, num_classes=3)
     np.testing.assert_array_equal(came.inputs, mixup.mix(IMAGES, mixture))
-    same = LABELS == LABELS[np.asarray(mixture.partners[:, 1])]
+    same = LABELS[np.asarray(mixture.partners[:, 1])] == LABELS
     np.testing.assert_array_equal(np.asarray(came.labels) == -1, same)
 
 

@@ -176,7 +176,7 @@ def test_a_static_mistake_is_named(call, named):
 @pytest.mark.parametrize("case", SRAT[:3], ids=range(3))
 def test_deferred_weights_agree_with_the_golden_numbers_once_they_set_in(case, x64):
     counts, beta = np.array(case["params"]["class_counts"], np.float64), case["params"]["beta"]
-    late = jax.jit(lambda step: weights.deferred_weights(counts, step, start_step=160, beta=beta))
+    late = jax.jit(lambda step: weights.deferred_class_weights(counts, step, start_step=160, beta=beta))
     for step in (160, 199):
         np.testing.assert_allclose(late(step), case["expected"]["class_weights"], rtol=1e-8)
     for step in (0, 159):
@@ -189,5 +189,5 @@ def test_deferred_weights_are_the_table_of_deferred_class_balance():
     state = scheme.init()
     for step in range(3):
         w, state = scheme.update(state, jnp.ones(4), labels=labels)
-        table = weights.deferred_weights(counts, step, start_step=1, beta=0.99)
+        table = weights.deferred_class_weights(counts, step, start_step=1, beta=0.99)
         np.testing.assert_allclose(w, table[labels], rtol=1e-6)

@@ -150,8 +150,8 @@ def smooth_comp_sum_loss(
 
 
 def srat_loss(
-    adv_logits: Float[Array, "batch classes"],
-    adv_features: Float[Array, "batch features"],
+    attacked_logits: Float[Array, "batch classes"],
+    attacked_features: Float[Array, "batch features"],
     labels: Int[Array, " batch"],
     class_weights: ClassWeights | None = None,
     *,
@@ -171,10 +171,10 @@ def srat_loss(
     The separation compares all examples of the batch; use `batch_srat` under gradient accumulation.
 
     Args:
-      adv_logits: of the attacked examples `[B, C]`.
-      adv_features: their features before the last layer `[B, D]`, any scale.
+      attacked_logits: of the attacked examples `[B, C]`.
+      attacked_features: their features before the last layer `[B, D]`, any scale.
       labels: integer class ids `[B]`.
-      class_weights: :math:`w` `[C]`, non-negative, such as `weights.deferred_weights`. Default: ones.
+      class_weights: :math:`w` `[C]`, non-negative, such as `weights.deferred_class_weights`. Default: ones.
       base_loss: :math:`L`, `(logits, labels) -> [B]`: `cross_entropy`, or `focal_loss` or `ldam` with their options
         bound by `functools.partial`.
       sep_weight: :math:`\lambda`, in [0, inf); 0 is class-weighted adversarial training.
@@ -195,7 +195,7 @@ def srat_loss(
     """
     function = "losses.adversarial.srat_loss"
     _check_srat(function, sep_weight, temperature, class_weights)
-    given = _srat_inputs(function, adv_logits, adv_features, labels, mask)
+    given = _srat_inputs(function, attacked_logits, attacked_features, labels, mask)
     separation = contrastive.supcon(
         given.features, given.labels, temperature=temperature, base_temperature=temperature, normalize=normalize,
         mask=given.kept,
@@ -219,10 +219,10 @@ class _SratInputs(NamedTuple):
     kept: Array
 
 
-def _srat_inputs(function: str, adv_logits: Any, adv_features: Any, labels: Any, mask: Any) -> _SratInputs:
-    _checks.array(function, "adv_logits", adv_logits, ndim=2, kind="float")
-    size, classes = jnp.shape(adv_logits)
-    _checks.array(function, "adv_features", adv_features, shape=(size, None), kind="float")
+def _srat_inputs(function: str, attacked_logits: Any, attacked_features: Any, labels: Any, mask: Any) -> _SratInputs:
+    _checks.array(function, "attacked_logits", attacked_logits, ndim=2, kind="float")
+    size, classes = jnp.shape(attacked_logits)
+    _checks.array(function, "attacked_features", attacked_features, shape=(size, None), kind="float")
     _checks.array(function, "labels", labels, shape=(size,), kind="integer")
     _checks.mask(function, "mask", mask, labels, like_name="labels")
     kept = (jnp.asarray(labels) >= 0) & (jnp.asarray(labels) < classes)
@@ -230,7 +230,7 @@ def _srat_inputs(function: str, adv_logits: Any, adv_features: Any, labels: Any,
         kept &= jnp.broadcast_to(jnp.asarray(mask) != 0, (size,))
     rows = kept[:, None]
     return _SratInputs(
-        jnp.where(rows, adv_logits, 0), jnp.where(rows, adv_features, 0), jnp.where(kept, labels, 0), kept
+        jnp.where(rows, attacked_logits, 0), jnp.where(rows, attacked_features, 0), jnp.where(kept, labels, 0), kept
     )
 
 
@@ -274,7 +274,7 @@ def batch_srat(
 ) -> BatchLoss:
     """`srat_loss` over the global batch as a `BatchLoss`, with class weights that may set in late.
 
-        late = functools.partial(weights.deferred_weights, counts, start_step=1000)
+        late = functools.partial(weights.deferred_class_weights, counts, start_step=1000)
         loss = batch_srat(late, base_loss=functools.partial(classification.ldam, class_counts=counts))
 
     Args:
@@ -285,9 +285,9 @@ def batch_srat(
       normalize: as for `srat_loss`.
 
     Returns:
-      A `BatchLoss` with state `SratState`, of the signals `adv_logits`, `adv_features` and `labels`. The losses have
-      the values of `srat_loss`; their gradient is that of its sum, see `of_batch`. A batch that is masked altogether is
-      not counted.
+      A `BatchLoss` with state `SratState`, of the signals `attacked_logits`, `attacked_features` and `labels`. The
+      losses have the values of `srat_loss`; their gradient is that of its sum, see `of_batch`. A batch that is masked
+      altogether is not counted.
 
     Raises:
       ValueError: if a hyperparameter is out of range; at the call, if a signal is missing or does not fit.
@@ -297,7 +297,7 @@ def batch_srat(
     """
     function = "losses.adversarial.batch_srat"
     _check_srat(function, sep_weight, temperature, class_weights)
-    names = ("adv_logits", "adv_features", "labels")
+    names = ("attacked_logits", "attacked_features", "labels")
     separation = contrastive.batch_supcon(temperature=temperature, base_temperature=temperature, normalize=normalize)
 
     def inputs(signals: dict[str, Any]) -> _SratInputs:

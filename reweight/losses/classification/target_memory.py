@@ -4,7 +4,6 @@ A table has a row of probabilities for each example of the data set. Networks fi
 they fit a wrong label, so that the predictions of early epochs know better than some labels do.
 """
 
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import jax
@@ -17,6 +16,7 @@ from reweight.losses.base import BatchLoss
 from reweight.losses.classification import _rows
 from reweight.losses.classification._rows import Labels, Logits
 from reweight.losses.classification.softmax import named_cross_entropy
+from reweight.schedules import Schedule
 
 __all__ = [
     "RememberedTargets",
@@ -30,7 +30,6 @@ __all__ = [
 ]
 
 Probabilities = Float[Array, "*batch classes"]
-Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 Strength = float | Schedule
 Read = Literal["before", "after"]
 SIGNALS = ("logits", "labels", "indices")

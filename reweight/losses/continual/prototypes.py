@@ -86,7 +86,7 @@ def cosine_scores(
         _checks.fail(function, "features", "a scalar", "an array whose last axis is the features")
     _vectors(function, "prototypes", prototypes, *jnp.shape(features)[-1:])
     _checks.number(function, "scale", scale, low=0, open_low=True, open_high=True)
-    return scale * (unit(features) @ unit(prototypes).T)
+    return scale * jnp.matmul(unit(features), unit(prototypes).T, precision="highest")
 
 
 def _vectors(function: str, name: str, vectors: Array, features: int | None = None) -> None:
@@ -128,7 +128,8 @@ def calibrate_prototypes(
     _checks.number(function, "alpha", alpha, low=0, high=1)
     _checks.number(function, "tau", tau, low=0, open_high=True)
     few, many = unit(new), unit(base)
-    mixed = jax.nn.softmax(tau * (few @ many.T), axis=-1) @ many
+    shares = jax.nn.softmax(tau * jnp.matmul(few, many.T, precision="highest"), axis=-1)
+    mixed = jnp.matmul(shares, many, precision="highest")
     return (1 - alpha) * few + alpha * unit(mixed)
 
 

@@ -32,7 +32,7 @@ def _keep(function: str, mask: Mask | None, features: Array, name: str = "featur
 
 def _scores(features: Array, prototypes: Array) -> Array:
     dtype = _checks.accumulation_dtype(features, prototypes)
-    return jnp.asarray(features).astype(dtype) @ unit(prototypes).astype(dtype).T
+    return jnp.matmul(jnp.asarray(features).astype(dtype), unit(prototypes).astype(dtype).T, precision="highest")
 
 
 def prototype_scores(features: Features, prototypes: Prototypes) -> Float[Array, "batch classes"]:

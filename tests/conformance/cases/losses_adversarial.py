@@ -116,15 +116,15 @@ def adversarial_cross_entropy(x, labels, **hyper):
 
 def under_attack(rng, n):
     return {
-        "adv_logits": 2 * rng.normal(size=(n, 3)),
-        "adv_features": rng.normal(size=(n, 4)),
+        "attacked_logits": 2 * rng.normal(size=(n, 3)),
+        "attacked_features": rng.normal(size=(n, 4)),
         "labels": rng.integers(0, 3, n),
     }
 
 
-def srat(adv_logits, adv_features, labels, mask, class_weights, sep_weight, temperature):
-    base = -class_weights[labels] * of_labels(log_probs(adv_logits), labels)
-    return mask * (base + sep_weight * supcon(adv_features, labels, temperature, temperature, mask=mask))
+def srat(attacked_logits, attacked_features, labels, mask, class_weights, sep_weight, temperature):
+    base = -class_weights[labels] * of_labels(log_probs(attacked_logits), labels)
+    return mask * (base + sep_weight * supcon(attacked_features, labels, temperature, temperature, mask=mask))
 
 
 def an_example_without_a_class_costs_nothing(probe):
@@ -247,7 +247,7 @@ CASES = [
         hyper={"sep_weight": 0.7, "temperature": 0.4},
         mask="mask",
         couples=True,
-        differentiable=("adv_logits", "adv_features"),
+        differentiable=("attacked_logits", "attacked_features"),
         stopped=("class_weights",),
         reference=srat,
         invariants=(an_example_without_a_class_costs_nothing,),
@@ -264,7 +264,7 @@ CASES = [
         inputs=under_attack,
         hyper={"class_weights": CLASS_WEIGHTS, "sep_weight": 0.7, "temperature": 0.4},
         surrogate=True,
-        differentiable=("adv_logits", "adv_features"),
+        differentiable=("attacked_logits", "attacked_features"),
         reference=lambda steps, **hyper: [srat(**step, **hyper) for step in steps],
         invariants=(an_example_without_a_class_costs_nothing,),
         bad={

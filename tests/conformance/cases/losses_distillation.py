@@ -54,8 +54,8 @@ def two_pairs(rng, n):
     return {name: 2 * rng.normal(size=(n, CLASSES)) for name in SIGNALS}
 
 
-def mtard(steps, weight_rate, temperature_rate, low, high, eps):
-    temperatures, objectives, values = np.full(2, low), [], []
+def mtard(steps, weight_rate, temperature_rate, min_temperature, max_temperature, eps):
+    temperatures, objectives, values = np.full(2, min_temperature), [], []
     for step in steps:
         mask = step["mask"]
         found = [
@@ -71,7 +71,9 @@ def mtard(steps, weight_rate, temperature_rate, low, high, eps):
             weights_objectives.negative_entropy(step[name][mask], temperature, eps)
             for name, temperature in zip(SIGNALS[1::2], temperatures, strict=True)
         )
-        temperatures = np.clip(temperatures - temperature_rate * np.sign([a / b - 1, b / a - 1]), low, high)
+        temperatures = np.clip(
+            temperatures - temperature_rate * np.sign([a / b - 1, b / a - 1]), min_temperature, max_temperature
+        )
     return values
 
 
@@ -102,18 +104,30 @@ CASES = [
     BatchLossCase(
         function=losses.batch_mtard,
         inputs=two_pairs,
-        hyper={"weight_rate": 0.6, "temperature_rate": 0.3, "low": 1.0, "high": 1.5, "eps": 1e-3},
+        hyper={
+            "weight_rate": 0.6,
+            "temperature_rate": 0.3,
+            "min_temperature": 1.0,
+            "max_temperature": 1.5,
+            "eps": 1e-3,
+        },
         differentiable=("attacked_student_logits", "student_logits"),
         stopped=("attacked_teacher_logits", "teacher_logits"),
         reference=mtard,
         bad={
             "weight_rate": (-0.1, np.inf),
             "temperature_rate": (-0.1, np.inf),
-            "low": (0.0, -1.0, np.inf),
-            "high": (0.5, np.inf),
+            "min_temperature": (0.0, -1.0, np.inf),
+            "max_temperature": (0.5, np.inf),
             "eps": (-1e-3, np.inf),
         },
-        defaults={"weight_rate": 0.025, "temperature_rate": 1e-3, "low": 1.0, "high": 10.0, "eps": 1e-5},
+        defaults={
+            "weight_rate": 0.025,
+            "temperature_rate": 1e-3,
+            "min_temperature": 1.0,
+            "max_temperature": 10.0,
+            "eps": 1e-5,
+        },
     ),
     *(
         case

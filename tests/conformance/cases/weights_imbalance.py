@@ -93,7 +93,7 @@ _SIGNAL = {"signal": "any name"}
 
 CASES = [
     Case(
-        function=weights.deferred_weights,
+        function=weights.deferred_class_weights,
         defaults={"beta": 0.9999},
         inputs=lambda rng, n: {"counts": COUNTS, "step": np.int64(7)},
         fixed=("counts", "step"),
