@@ -63,7 +63,6 @@ CLAIMS = (
     harness.Claim(CREATIVES, "two_terms", "one_grid", "short"),
     harness.Claim(CREATIVES, "two_terms", "one_grid", "long"),
     harness.Claim(CREATIVES, "two_terms", "one_grid", "overall"),
-    harness.Claim(CREATIVES, "two_terms", "cox", "overall"),
     harness.Claim(CREATIVES, "two_terms_by_clicks", "two_terms", "by_clicks"),
 )
 

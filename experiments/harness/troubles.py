@@ -332,6 +332,18 @@ TROUBLES: tuple[Trouble, ...] = (
         },
     ),
     Trouble(
+        "There are few examples, and experts who know which factors matter",
+        "Sixty patients, and the importance of the factors in strong models of other patients; with decoys, too. Shuffled"
+        " knowledge is the control.",
+        "known_factors",
+        ("rmse_factors", "rmse_decoys", "ordered_factors"),
+        "plain",
+        {
+            "knowledge": "`regularizers.attribution.batch_factor_consistency`",
+            "shuffled": "the same with shuffled knowledge",
+        },
+    ),
+    Trouble(
         "There are very many classes",
         "Words after words. These losses need not look at every class, and their time does not grow with the number.",
         "many_classes",

@@ -164,7 +164,7 @@ CASES = [
         ),
         bad={**BAD_TABLE, "decay": (-0.1, 1.1), "strength": (-1.0, np.inf), "read": ("never",), "floor": (-0.1, 0.5)},
         defaults={"decay": 0.0, "strength": 1.0, "floor": 0.0},
-        free=DTYPE,
+        free={**DTYPE, "loss": "any function of logits, labels, targets and strength"},
     ),
     Case(
         function=schedules.epoch_ramp,
