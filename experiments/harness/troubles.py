@@ -333,8 +333,8 @@ TROUBLES: tuple[Trouble, ...] = (
     ),
     Trouble(
         "There are few examples, and experts who know which factors matter",
-        "Sixty patients, and the importance of the factors in strong models of other patients; with decoys, too. Shuffled"
-        " knowledge is the control.",
+        "Sixty patients, and the importance of the factors in strong models of other patients; with decoys, too."
+        " Shuffled knowledge is the control.",
         "known_factors",
         ("rmse_factors", "rmse_decoys", "ordered_factors"),
         "plain",
