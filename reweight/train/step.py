@@ -95,8 +95,9 @@ def token_reduction(mode: reduce.TokenMode = "token-mean", *, length: int | None
 def whole_batch(function: F) -> F:
     """Marks a loss function or a reduction as one that no split of the batch can give exactly.
 
-    For instance a loss with in-batch negatives, or a divergence between batches. `make_step` refuses to accumulate it
-    rather than approximate it.
+    For instance a loss whose gradient needs the activations of the whole batch. `make_step` refuses to accumulate it
+    rather than approximate it. A loss with in-batch negatives, or of sums over the batch, can be taken apart exactly:
+    see `losses.of_batch` and `losses.of_sums`.
 
     Args:
       function: a loss function or a reduction.
