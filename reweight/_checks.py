@@ -154,3 +154,8 @@ def require(function: str, signals: Mapping[str, Any], names: tuple[str, ...]) -
 def accumulation_dtype(*values: Any) -> jnp.dtype:
     """The dtype in which sums over `values` are taken: their common float dtype, at least float32."""
     return jnp.promote_types(jnp.result_type(*values), jnp.float32)
+
+
+def kept(mask: Any, shape: int | tuple[int, ...]) -> jax.Array:
+    """Which entries a mask (boolean or 0/1, broadcast to `shape`) keeps, as booleans: all, where there is none."""
+    return jnp.broadcast_to(True if mask is None else jnp.asarray(mask) != 0, shape)

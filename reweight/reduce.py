@@ -79,7 +79,7 @@ def _masked(function: str, values: Values, weights: Values | None, mask: Mask | 
         _checks.array(function, "weights", weights, kind="number")
         _checks.broadcasts(function, "weights", weights, values, like_name="values")
         dtype = _checks.accumulation_dtype(values, weights)
-    keep = jnp.ones(shape, bool) if mask is None else jnp.broadcast_to(jnp.asarray(mask) != 0, shape)
+    keep = _checks.kept(mask, shape)
     return _Masked(
         jnp.where(keep, values, 0).astype(dtype),
         jnp.where(keep, weights, 0).astype(dtype),

@@ -152,7 +152,7 @@ def mean_rule(features: Features, labels: Labels, *, mask: Mask | None = None) -
     function = "dynamics.mean_rule"
     rows, signs = _binary(function, features, labels)
     _checks.mask(function, "mask", mask, labels, like_name="labels")
-    kept = jnp.ones(signs.shape, bool) if mask is None else jnp.asarray(mask) != 0
+    kept = _checks.kept(mask, signs.shape)
     total = jnp.sum(jnp.where(kept[:, None], signs[:, None] * rows, 0), axis=0)
     return total / jnp.maximum(jnp.sum(kept), 1)
 

@@ -95,7 +95,7 @@ def feature_drift(
     _checks.array(function, "after", after, shape=shape, kind="float")
     like = jnp.zeros(shape[:1])
     _checks.mask(function, "mask", mask, like, like_name="the first axis of before")
-    kept = jnp.broadcast_to(True if mask is None else jnp.asarray(mask) != 0, like.shape)
+    kept = _checks.kept(mask, like.shape)
     rows = kept.reshape((-1,) + (1,) * (len(shape) - 1))
     dtype = _checks.accumulation_dtype(before, after)
     moved = jnp.where(rows, jnp.asarray(after).astype(dtype) - jnp.asarray(before).astype(dtype), 0)

@@ -223,7 +223,7 @@ def _rows(name: str, signals: tuple[str, ...], given: dict[str, Any]) -> tuple[d
         _checks.array(name, signal, given[signal], shape=size + (None,) * (jnp.ndim(given[signal]) - 1))
     mask = given.get("mask")
     _checks.mask(name, "mask", mask, jnp.zeros(size), like_name=f"the first axis of {signals[0]}")
-    kept = jnp.ones(size, bool) if mask is None else jnp.broadcast_to(jnp.asarray(mask) != 0, size)
+    kept = _checks.kept(mask, size)
     return {signal: _zeroed(given[signal], kept) for signal in signals}, kept
 
 

@@ -196,7 +196,7 @@ def _inputs(
 ) -> tuple[Float[Array, " n"], Bool[Array, " n"]]:
     margins = _margins(function, scores, labels)
     _checks.mask(function, "mask", mask, scores, like_name="scores")
-    kept = jnp.ones(margins.shape, bool) if mask is None else jnp.broadcast_to(jnp.asarray(mask) != 0, margins.shape)
+    kept = _checks.kept(mask, margins.shape)
     return jnp.where(kept, margins, 0).reshape(-1), kept.reshape(-1)
 
 

@@ -77,7 +77,7 @@ def _supcon(
     size = jnp.shape(features)[:1]
     _checks.array(function, "labels", labels, shape=size, kind="integer")
     _checks.mask(function, "mask", mask, jnp.zeros(size), like_name="labels")
-    kept = jnp.ones(size, bool) if mask is None else jnp.broadcast_to(jnp.asarray(mask) != 0, size)
+    kept = _checks.kept(mask, size)
     views = 1 if jnp.ndim(features) == 2 else jnp.shape(features)[1]
     vectors = jnp.asarray(features).reshape(size[0] * views, jnp.shape(features)[-1])
     there, ids = jnp.repeat(kept, views), jnp.repeat(jnp.asarray(labels), views)

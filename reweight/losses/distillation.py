@@ -249,7 +249,7 @@ def batch_mtard(
             _checks.array(function, name, given[name], shape=(*size, None), kind="float")
         mask = given.get("mask")
         _checks.mask(function, "mask", mask, jnp.zeros(size), like_name="the first axis of student_logits")
-        kept = jnp.broadcast_to(True if mask is None else jnp.asarray(mask) != 0, size)
+        kept = _checks.kept(mask, size)
         return [jnp.where(kept[:, None], given[name], 0) for name in names], kept
 
     def divergences(logits: list[Array], attacked_temperature: Array, temperature: Array) -> tuple[Array, Array]:

@@ -223,7 +223,7 @@ def distribution_alignment(
         _checks.array(function, "probs", probs, shape=(None, num_classes), kind="float")
         _checks.mask(function, "mask", mask, jnp.zeros(jnp.shape(probs)[:1]), like_name="the first axis of probs")
         size = jnp.shape(probs)[:1]
-        kept = jnp.ones(size, bool) if mask is None else jnp.broadcast_to(jnp.asarray(mask) != 0, size)
+        kept = _checks.kept(mask, size)
         values = jax.lax.stop_gradient(jnp.where(kept[:, None], probs, 0).astype(_checks.accumulation_dtype(probs)))
         count = jnp.sum(kept, dtype=values.dtype)
         mean = (jnp.sum(values, axis=0) / jnp.maximum(count, 1)).astype(state.dtype)

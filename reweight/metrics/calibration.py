@@ -117,7 +117,7 @@ def _examples(
     _checks.array(function, "confidences", confidences, kind="float")
     _checks.array(function, "correct", correct, shape=jnp.shape(confidences))
     _checks.mask(function, "mask", mask, confidences, like_name="confidences")
-    kept = jnp.broadcast_to(True if mask is None else jnp.asarray(mask) != 0, jnp.shape(confidences))
+    kept = _checks.kept(mask, jnp.shape(confidences))
     confidence = jnp.where(kept, confidences, 0).astype(_checks.accumulation_dtype(confidences))
     return confidence, kept & (jnp.asarray(correct) != 0), kept
 

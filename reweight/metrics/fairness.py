@@ -47,7 +47,7 @@ def equity_scaled(
     _checks.choice(function, "spread", spread, get_args(Spread))
     _checks.mask(function, "mask", mask, per_group, like_name="per_group")
     dtype = _checks.accumulation_dtype(overall, per_group)
-    kept = jnp.broadcast_to(True if mask is None else jnp.asarray(mask) != 0, jnp.shape(per_group))
+    kept = _checks.kept(mask, jnp.shape(per_group))
     whole, groups = jnp.asarray(overall).astype(dtype), jnp.where(kept, per_group, 0).astype(dtype)
     if spread == "abs_sum":
         apart = jnp.sum(jnp.where(kept, jnp.abs(groups - whole), 0))

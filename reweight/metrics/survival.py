@@ -67,7 +67,7 @@ def _pairs(
     _checks.mask(function, "mask", mask, risks, like_name="risks")
     if weights is not None:
         _checks.array(function, "weights", weights, shape=size, kind="number")
-    kept = jnp.ones(size, bool) if mask is None else jnp.broadcast_to(jnp.asarray(mask) != 0, size)
+    kept = _checks.kept(mask, size)
     risk, time = (jax.lax.stop_gradient(jnp.asarray(x)) for x in (risks, times))
     came = jnp.asarray(events) != 0
     dtype = _checks.accumulation_dtype(risk, *(() if weights is None else (weights,)))

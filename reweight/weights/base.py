@@ -208,8 +208,7 @@ def keep(losses: Float[Array, "..."], mask: Mask | None, function: str, name: st
     """The mask as booleans of the shape of `losses`, which `name` is what errors call."""
     _checks.array(function, name, losses, kind="float")
     _checks.mask(function, "mask", mask, losses, like_name=name)
-    shape = jnp.shape(losses)
-    return jnp.ones(shape, bool) if mask is None else jnp.broadcast_to(jnp.asarray(mask) != 0, shape)
+    return _checks.kept(mask, jnp.shape(losses))
 
 
 def integer_ids(function: str, name: str, ids: Any, like: Any, like_name: str = "losses") -> Int[Array, "..."]:

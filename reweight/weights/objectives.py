@@ -202,7 +202,7 @@ def entropy_balance(
         for logits in teacher_logits:
             _checks.array(function, "teacher_logits", logits, shape=(size, None), kind="float")
         _checks.mask(function, "mask", mask, jnp.zeros((size,)), like_name="the first axis of teacher_logits")
-        kept = jnp.broadcast_to(True if mask is None else jnp.asarray(mask) != 0, (size,))
+        kept = _checks.kept(mask, jnp.shape(teacher_logits[0])[:1])
 
         def negative_entropy(logits: Array, temperature: Array) -> Float[Array, ""]:
             wide = jnp.where(kept[:, None], logits, 0).astype(_checks.accumulation_dtype(logits))

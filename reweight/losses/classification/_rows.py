@@ -87,5 +87,5 @@ def masked(function: str, logits: Logits, labels: Labels, mask: ClassMask | None
     given = rows(function, logits, labels, centre=False)
     _checks.mask(function, "mask", mask, labels, like_name="labels")
     shape = given.labels.shape
-    kept = jnp.ones(shape, bool) if mask is None else jnp.broadcast_to(jnp.asarray(mask) != 0, shape)
+    kept = _checks.kept(mask, shape)
     return given._replace(scores=jnp.where(kept[..., None], given.scores, 0)), kept

@@ -129,7 +129,7 @@ def _memory(
         size = jnp.shape(logits)[:1]
         mask = signals.get("mask")
         _checks.mask(function, "mask", mask, jnp.zeros(size), like_name=f"the first axis of {name}")
-        kept = jnp.ones(size, bool) if mask is None else jnp.broadcast_to(jnp.asarray(mask) != 0, size)
+        kept = _checks.kept(mask, size)
         return jnp.where(kept[:, None], logits, 0).astype(_checks.accumulation_dtype(logits)), kept
 
     def init(key: PRNGKeyArray | None = None) -> TargetMemory:

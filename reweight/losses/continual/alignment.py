@@ -216,7 +216,7 @@ def herding(
     _checks.mask(function, "mask", mask, jnp.zeros(size), like_name="the first axis of features")
     if size == (0,):
         return jnp.full(num_selected, -1, jnp.int32)
-    kept = jnp.ones(size, bool) if mask is None else jnp.broadcast_to(jnp.asarray(mask) != 0, size)
+    kept = _checks.kept(mask, size)
     vectors = jnp.where(kept[:, None], features, 0).astype(_checks.accumulation_dtype(features))
     vectors = unit(vectors) if normalize else vectors
     mean = jnp.sum(vectors, axis=0) / jnp.maximum(jnp.sum(kept), 1)

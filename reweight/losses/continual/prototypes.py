@@ -55,7 +55,7 @@ def class_prototypes(
     _checks.array(function, "labels", labels, shape=size, kind="integer")
     _checks.number(function, "num_classes", num_classes, low=1, integer=True)
     _checks.mask(function, "mask", mask, jnp.zeros(size), like_name="labels")
-    kept = jnp.ones(size, bool) if mask is None else jnp.broadcast_to(jnp.asarray(mask) != 0, size)
+    kept = _checks.kept(mask, size)
     values = jnp.where(kept[:, None], features, 0).astype(_checks.accumulation_dtype(features))
     known = kept & (labels >= 0)
     ids = jnp.where(known, labels, num_classes)  # segment_sum drops ids out of range

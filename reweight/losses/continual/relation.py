@@ -27,7 +27,7 @@ def _check_vectors(function: str, features: Array, prototypes: Array, names: tup
 def _keep(function: str, mask: Mask | None, features: Array, name: str = "features") -> Bool[Array, " batch"]:
     size = jnp.shape(features)[:1]
     _checks.mask(function, "mask", mask, jnp.zeros(size), like_name=f"the first axis of {name}")
-    return jnp.ones(size, bool) if mask is None else jnp.broadcast_to(jnp.asarray(mask) != 0, size)
+    return _checks.kept(mask, size)
 
 
 def _scores(features: Array, prototypes: Array) -> Array:

@@ -49,7 +49,7 @@ def _rows(function: str, signals: dict[str, Any], names: tuple[str, ...]) -> tup
         rows[name] = jnp.asarray(signals[name]) != 0
     mask = signals.get("mask")
     _checks.mask(function, "mask", mask, like, like_name=names[0])
-    kept = jnp.ones(like.shape, bool) if mask is None else jnp.broadcast_to(jnp.asarray(mask) != 0, like.shape)
+    kept = _checks.kept(mask, like.shape)
     return {name: jnp.where(kept, row, jnp.zeros_like(row)) for name, row in rows.items()}, kept
 
 

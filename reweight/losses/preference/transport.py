@@ -19,7 +19,7 @@ def unmasked(function: str, mask: Mask | None, *log_probs: PerAnswer) -> tuple[A
     arrays = _inputs.answers(function, **dict(zip(names, log_probs, strict=True)))
     _checks.mask(function, "mask", mask, arrays[0], like_name="policy_chosen")
     shape = arrays[0].shape
-    kept = jnp.ones(shape, bool) if mask is None else jnp.broadcast_to(jnp.asarray(mask) != 0, shape)
+    kept = _checks.kept(mask, shape)
     return kept, *(jnp.where(kept, array, 0) for array in arrays)
 
 
