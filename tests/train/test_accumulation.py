@@ -20,12 +20,14 @@ SCHEMES = {
     "class_weighted": weights.class_weighted(jnp.array([0.5, 1.0, 2.0])),
     "compositional_kl_dro": weights.compositional_kl_dro(temperature=0.5),
     "cvar_dro": weights.cvar_dro(alpha=0.4),
+    "entropy_filter": weights.entropy_filter(fraction=0.8),
     "focal": weights.focal(),
     "gairat": weights.gairat(),
     "group_dro": weights.group_dro(GROUPS, step_size=0.5),
     "importance": weights.importance(high=2.0),
     "inverse_frequency": weights.inverse_frequency(COUNTS),
     "kl_dro": weights.kl_dro(temperature=0.5),
+    "normalized_loss_balance": weights.normalized_loss_balance(GROUPS, rate=0.5, signal="groups"),
     "small_loss": weights.small_loss(0.6),
     "smoothed": weights.smoothed(weights.kl_dro(), EXAMPLES),
     "uniform": weights.uniform(),
@@ -35,12 +37,14 @@ COMBINED = {
     "self-normalised importance": weights.importance(self_normalize=True),
     "a history of scope example": weights.smoothed(weights.focal(), EXAMPLES),
     "stateless": weights.stateless(lambda losses, *, mask=None: weights.normalize(losses, mask=mask)),
+    "one that sets in late": weights.deferred(weights.kl_dro(temperature=0.5), start_step=1),
     "a chain of scope example": weights.chain(weights.focal(), weights.class_balanced(COUNTS)),
     "a chain with states": weights.chain(
         weights.focal(), weights.group_dro(GROUPS, step_size=0.5), weights.smoothed(weights.kl_dro(), EXAMPLES)
     ),
 }
-COMBINERS = {"chain", "stateless"}
+COMBINERS = {"chain", "deferred", "stateless"}
+OF_NETWORKS = {"co_teaching": weights.co_teaching(weights.keep_schedule(0.5, steps_per_epoch=1, gradual_epochs=2))}
 
 
 def data(masked=True):
@@ -53,9 +57,9 @@ def data(masked=True):
     return batch(masked=masked) | signals
 
 
-def taken(weighting, data, *, steps=2, loss=loss_fn, extra=None, **options):
+def taken(weighting, data, *, steps=2, loss=loss_fn, extra=None, start=None, **options):
     optimizer = optax.sgd(0.3, momentum=0.9)
-    state = init_state(params(), extra, optimizer, weighting, jax.random.key(1))
+    state = init_state(params() if start is None else start, extra, optimizer, weighting, jax.random.key(1))
     step = jax.jit(make_step(loss, optimizer, weighting=weighting, **options))
     for _ in range(steps):
         state, metrics = step(state, data)
@@ -66,6 +70,21 @@ def taken(weighting, data, *, steps=2, loss=loss_fn, extra=None, **options):
 def test_microbatches_are_the_whole_batch(weighting):
     whole = taken(weighting, data(), metrics=accuracy)
     assert_close(taken(weighting, data(), metrics=accuracy, microbatches=4), whole)
+
+
+def losses_of_networks(params, extra, batch, key):
+    losses = jax.vmap(lambda one: loss_fn(one, None, batch, key).losses, out_axes=-1)(params)
+    return LossOutput(losses, {}, extra)
+
+
+@pytest.mark.parametrize("weighting", OF_NETWORKS.values(), ids=OF_NETWORKS)
+def test_microbatches_of_networks_side_by_side_are_the_whole_batch(weighting):
+    columns = data() | {"mask": data()["mask"][:, None]}
+    options = {"loss": losses_of_networks, "start": jax.vmap(params)(jnp.arange(2)), "steps": 3}
+    whole = taken(weighting, columns, **options)
+    assert_close(taken(weighting, columns, microbatches=4, **options), whole)
+    uniform, _ = taken(weights.uniform(), columns, **options)
+    assert not np.allclose(whole[0].params["hidden"], uniform.params["hidden"], rtol=1e-3)
 
 
 @pytest.mark.parametrize("microbatches", [2, 16])
@@ -84,7 +103,7 @@ def test_every_scheme_is_tested():
         and not isinstance(value, type)
         and typing.get_type_hints(value).get("return") is weights.Weighting
     }
-    assert made - COMBINERS == SCHEMES.keys()
+    assert made - COMBINERS == SCHEMES.keys() | OF_NETWORKS.keys()
 
 
 def test_microbatches_in_float64_agree_to_its_rounding(x64):
