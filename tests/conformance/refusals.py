@@ -17,7 +17,7 @@ def refused(what: str, run: Callable[[], Any], functions: tuple[str, ...], argum
     try:
         run()
     except ValueError as error:
-        if not any(name in str(error) for name in functions):
+        if not any(re.search(rf"\b{re.escape(name)}\b", str(error)) for name in functions):
             yield f"{what}: the error does not name the function {functions[0]}: {error}"
         if not any(re.search(rf"`{re.escape(argument)}[`\[.:]", str(error)) for argument in arguments):
             yield f"{what}: the error does not name {' or '.join(arguments)}: {error}"

@@ -1,11 +1,10 @@
 """The suite can fail: each kind of fault is planted in a toy function, and the check that is meant for it reports it.
 
-The toys are softmax weights, a masked mean, squares about a running mean, and SGD. Healthy, they pass every check.
+Healthy, the toys pass every check.
 """
 
 import dataclasses
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,162 +13,28 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from conformance.case import BatchLossCase, Case, TransformCase, WeightingCase
 from conformance.suite import findings
+from conformance.toys import (
+    EXAMPLE,
+    PARTS,
+    SCALAR,
+    SCHEME,
+    STREAM,
+    TRANSFORM,
+    WEIGHTS,
+    Count,
+    about,
+    centred,
+    clean,
+    descent,
+    losses_of,
+    mean_square,
+    running,
+    softmax_weights,
+    softplus,
+    unmasked,
+)
 from reweight import _checks, reduce, weights
-from reweight.losses import BatchLoss
-
-
-def _kept(function, losses, mask):
-    _checks.array(function, "losses", losses, kind="float")
-    _checks.mask(function, "mask", mask, losses)
-    return jnp.ones(losses.shape, bool) if mask is None else jnp.asarray(mask) != 0
-
-
-def _clean(function, losses, mask):
-    kept = _kept(function, losses, mask)
-    return jnp.where(kept, losses, 0).astype(_checks.accumulation_dtype(losses)), kept
-
-
-def softmax_weights(losses, *, temperature=1.0, mask=None):
-    """Healthy: weights, global over the batch, without gradient."""
-    value, kept = _clean("toy.softmax_weights", losses, mask)
-    _checks.number("toy.softmax_weights", "temperature", temperature, low=0, open_low=True)
-    logits = jnp.where(kept, value / temperature, -jnp.inf)
-    top = jnp.max(logits, initial=-jnp.inf)
-    mass = jnp.where(kept, jnp.exp(logits - jnp.where(jnp.isfinite(top), top, 0)), 0)
-    total = jnp.sum(mass)
-    return jax.lax.stop_gradient(mass * jnp.sum(kept) / jnp.where(total > 0, total, 1))
-
-
-def mean_square(losses, *, mask=None):
-    """Healthy: a scalar with a gradient."""
-    value, kept = _clean("toy.mean_square", losses, mask)
-    return jnp.sum(value**2) / jnp.maximum(jnp.sum(kept), 1)
-
-
-def softplus(losses, *, mask=None):
-    """Healthy: a value per example with a gradient, that no other example changes."""
-    value, kept = _clean("toy.softplus", losses, mask)
-    return jnp.where(kept, jax.nn.softplus(value), 0)
-
-
-class Count(NamedTuple):
-    """How many examples a toy weighting has seen."""
-
-    seen: jax.Array
-
-
-def running(temperature=1.0):
-    """Healthy: softmax weights and a count of examples."""
-
-    def update(state, losses, mask=None, **signals):
-        del signals
-        kept = _kept("toy.running", losses, mask)
-        weights = softmax_weights(losses, temperature=temperature, mask=mask)
-        return weights, Count(state.seen + jnp.sum(kept).astype(state.seen.dtype))
-
-    _checks.number("toy.running", "temperature", temperature, low=0, open_low=True)
-    return weights.Weighting(lambda key=None: Count(jnp.zeros(())), update, "batch", ())
-
-
-class Seen(NamedTuple):
-    """How many examples a toy loss has seen, and the sum of their values."""
-
-    seen: jax.Array
-    total: jax.Array
-
-
-def _about(values, centre, scale, mask):
-    value, kept = _clean("toy.centred", values, mask)
-    return jnp.where(kept, scale * (value - centre) ** 2, 0)
-
-
-def centred(scale=1.0):
-    """Healthy: squares about the mean of all values seen so far, which is constant."""
-    _checks.number("toy.centred", "scale", scale, low=0)
-
-    def statistics(state, *, values=None, mask=None, **signals):
-        del signals
-        _checks.require("toy.centred", {"values": values}, ("values",))
-        value, kept = _clean("toy.centred", values, mask)
-        state = Seen(state.seen + jnp.sum(kept).astype(state.seen.dtype), state.total + jnp.sum(value))
-        return state.total / jnp.maximum(state.seen, 1), state
-
-    def losses(statistics, *, values, mask=None, **signals):
-        del signals
-        return _about(values, statistics, scale, mask)
-
-    return BatchLoss(lambda key=None: Seen(jnp.zeros(()), jnp.zeros(())), statistics, losses, ("values",))
-
-
-def descent(learning_rate=0.1):
-    """Healthy: gradient descent with momentum."""
-    _checks.number("toy.descent", "learning_rate", learning_rate, low=0)
-    return optax.chain(optax.trace(0.9), optax.scale(-learning_rate))
-
-
-def softmax_reference(losses, mask, temperature=1.0):
-    mass = np.where(mask, np.exp(losses / temperature), 0)
-    return mass * mask.sum() / mass.sum()
-
-
-def centred_reference(steps, scale):
-    found, seen = [], []
-    for step in steps:
-        seen += [*step["values"][step["mask"]]]
-        found.append(np.where(step["mask"], scale * (step["values"] - np.mean(seen)) ** 2, 0))
-    return found
-
-
-def losses_of(rng, n):
-    return {"losses": rng.exponential(size=n)}
-
-
-WEIGHTS = Case(
-    function=softmax_weights,
-    inputs=losses_of,
-    hyper={"temperature": 0.7},
-    mask="mask",
-    stopped=("losses",),
-    couples=True,
-    weights=True,
-    reference=softmax_reference,
-    bad={"temperature": (0.0, -1.0)},
-)
-SCALAR = Case(function=mean_square, inputs=losses_of, returns="batch", mask="mask", differentiable=("losses",))
-EXAMPLE = Case(function=softplus, inputs=losses_of, mask="mask", differentiable=("losses",))
-PARTS = Case(
-    function=reduce.weighted_mean,
-    inputs=lambda rng, n: {"values": rng.normal(size=n)},
-    hyper={"parts": True},
-    returns="parts",
-    mask="where",
-    differentiable=("values",),
-)
-SCHEME = WeightingCase(
-    function=running,
-    inputs=losses_of,
-    hyper={"temperature": 0.7},
-    reference=lambda steps, temperature: [softmax_reference(**step, temperature=temperature) for step in steps],
-    blames=("softmax_weights",),
-    bad={"temperature": (0.0, -1.0)},
-)
-STREAM = BatchLossCase(
-    function=centred,
-    inputs=lambda rng, n: {"values": rng.normal(1.0, 1.0, n)},
-    hyper={"scale": 0.7},
-    differentiable=("values",),
-    reference=centred_reference,
-    bad={"scale": (-1.0,)},
-)
-TRANSFORM = TransformCase(
-    function=descent,
-    hyper={"learning_rate": 0.3},
-    needs_params=False,
-    injectable=("learning_rate",),
-    bad={"learning_rate": (-1.0,)},
-)
 
 
 @pytest.mark.parametrize(
@@ -233,12 +98,12 @@ def an_id_behind_the_mask_is_read(losses, ids, *, mask=None):
 
 @fault(SCALAR, "masked is absent")
 def divides_by_the_padded_length(losses, *, mask=None):
-    return mean_square(losses, mask=mask) * jnp.maximum(_kept("", losses, mask).sum(), 1) / losses.size
+    return mean_square(losses, mask=mask) * jnp.maximum(unmasked("", losses, mask).sum(), 1) / losses.size
 
 
 @fault(SCALAR, "empty mask")
 def nothing_divided_by_nothing(losses, *, mask=None):
-    value, kept = _clean("toy.mean_square", losses, mask)
+    value, kept = clean("toy.mean_square", losses, mask)
     return jnp.sum(value**2) / jnp.sum(kept)
 
 
@@ -282,7 +147,7 @@ def order_matters(losses, *, temperature=1.0, mask=None):
 
 @fault(EXAMPLE, "independence")
 def other_examples_matter(losses, *, mask=None):
-    value, kept = _clean("toy.softplus", losses, mask)
+    value, kept = clean("toy.softplus", losses, mask)
     return softplus(losses - jnp.sum(value) / jnp.maximum(jnp.sum(kept), 1), mask=mask)
 
 
@@ -311,7 +176,7 @@ def scope_promises_too_much(temperature=1.0):
 @fault(SCHEME, "scope", "the state after the pieces", reference=None, mean=None)
 def state_counts_calls(temperature=1.0):
     def update(state, losses, mask=None):
-        return softplus(losses, mask=mask), Count(state.seen + jnp.any(_kept("", losses, mask)))
+        return softplus(losses, mask=mask), Count(state.seen + jnp.any(unmasked("", losses, mask)))
 
     return running(temperature)._replace(update=update, scope="example")
 
@@ -338,7 +203,7 @@ def weighting_has_a_gradient(temperature=1.0):
 
     def update(state, losses, mask=None):
         found, state = scheme.update(state, losses, mask=mask)
-        value = jnp.where(_kept("", losses, mask), losses, 0)
+        value = jnp.where(unmasked("", losses, mask), losses, 0)
         return found * (1 + value - jax.lax.stop_gradient(value)), state
 
     return scheme._replace(update=update)
@@ -365,14 +230,14 @@ def says_nothing_of_its_gradient(losses, *, mask=None):
 
 @fault(WEIGHTS, "extreme", "losses = 10000")
 def overflows(losses, *, temperature=1.0, mask=None):
-    value, kept = _clean("toy.softmax_weights", losses, mask)
+    value, kept = clean("toy.softmax_weights", losses, mask)
     mass = jnp.where(kept, jnp.exp(value / temperature), 0)
     return jax.lax.stop_gradient(mass * jnp.sum(kept) / jnp.maximum(jnp.sum(mass), 1e-30))
 
 
 @fault(EXAMPLE, "extreme", "gradient of losses is not finite")
 def gradient_overflows(losses, *, mask=None):
-    value, kept = _clean("toy.softplus", losses, mask)
+    value, kept = clean("toy.softplus", losses, mask)
     return jnp.where(kept, jnp.where(value > 50, value, jnp.log1p(jnp.exp(value))), 0)
 
 
@@ -390,7 +255,7 @@ def returns_bfloat16(losses, *, temperature=1.0, mask=None):
 
 @fault(SCALAR, "gradient and vmap", "float64", inputs=lambda rng, n: {"losses": 1000 + rng.normal(size=n)})
 def digits_cancel(losses, *, mask=None):
-    value, kept = _clean("toy.mean_square", losses, mask)
+    value, kept = clean("toy.mean_square", losses, mask)
     count = jnp.maximum(jnp.sum(kept), 1)
     return jnp.sum(value**2) / count - (jnp.sum(value) / count) ** 2
 
@@ -419,7 +284,7 @@ def weights_sum_to_one(losses, *, temperature=1.0, mask=None):
 @fault(WEIGHTS, "weights", "a weight is -")
 def a_weight_is_negative(losses, *, temperature=1.0, mask=None):
     found = softmax_weights(losses, temperature=temperature, mask=mask)
-    return jnp.where(_kept("", losses, mask), 1.5 * found - 0.5, 0)
+    return jnp.where(unmasked("", losses, mask), 1.5 * found - 0.5, 0)
 
 
 # -- transformations
@@ -488,7 +353,7 @@ def the_state_reads_behind_the_mask(temperature=1.0):
 def the_state_never_recovers(temperature=1.0):
     def update(state, losses, mask=None):
         found = softmax_weights(losses, temperature=temperature, mask=mask)
-        value = jnp.where(_kept("", losses, mask), jax.lax.stop_gradient(losses), 0)
+        value = jnp.where(unmasked("", losses, mask), jax.lax.stop_gradient(losses), 0)
         return found / state.seen, Count(jnp.mean(value))
 
     return weights.Weighting(lambda key=None: Count(jnp.ones(())), update)
@@ -498,14 +363,14 @@ def the_state_never_recovers(temperature=1.0):
 
 
 def _mean(values, mask):
-    value, kept = _clean("toy.centred", values, mask)
+    value, kept = clean("toy.centred", values, mask)
     return jnp.sum(value) / jnp.maximum(jnp.sum(kept), 1)
 
 
 @fault(STREAM, "statistics", "losses of a piece", reference=None)
 def losses_look_at_the_batch_themselves(scale=1.0):
     def losses(statistics, values, mask=None):
-        return _about(values, jax.lax.stop_gradient(_mean(values, mask)), scale, mask)
+        return about(values, jax.lax.stop_gradient(_mean(values, mask)), scale, mask)
 
     return centred(scale)._replace(losses=losses)
 
@@ -514,7 +379,7 @@ def losses_look_at_the_batch_themselves(scale=1.0):
 def a_gradient_comes_from_other_examples(scale=1.0):
     def losses(statistics, values, mask=None):
         mean = _mean(values, mask)
-        return _about(values, statistics + mean - jax.lax.stop_gradient(mean), scale, mask)
+        return about(values, statistics + mean - jax.lax.stop_gradient(mean), scale, mask)
 
     return centred(scale)._replace(losses=losses)
 
@@ -601,7 +466,7 @@ def error_does_not_name_the_argument(losses, *, temperature=1.0, mask=None):
 
 @fault(WEIGHTS, "errors", "does not name the function")
 def error_names_another_function(losses, *, temperature=1.0, mask=None):
-    _checks.number("toy.another", "temperature", temperature, low=0, open_low=True)
+    _checks.number("toy.softmax_weights_of_rows", "temperature", temperature, low=0, open_low=True)
     return softmax_weights(losses, temperature=temperature, mask=mask)
 
 

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from conformance.case import TransformCase
-from conformance.checks import EXACT, REFERENCE, Findings, compare
+from conformance.checks.comparing import EXACT, REFERENCE, Findings, compare
 from conformance.probe import cast, compiler_options, is_float, mesh, numpy
 from conformance.refusals import refused
 

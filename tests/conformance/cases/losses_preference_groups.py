@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from conformance.case import BatchLossCase, Case
-from conformance.cases.losses_preference_pairs import REFERENCE, aot, aot_unpaired, four, logistic, ratios, sigmoid
+from conformance.cases.losses_preference_pairs import REFERENCE, four
+from conformance.preference_formulas import aot, aot_unpaired, logistic, ratios, sigmoid
 from reweight.losses import preference
 
 K = 4

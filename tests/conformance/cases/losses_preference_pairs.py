@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from conformance import preference_formulas as formulas
 from conformance.case import Case
 from reweight.losses import preference
 from reweight.losses.preference import links
@@ -70,168 +71,6 @@ def tokens(rng, n):
 def two_masks(rng, n):
     masks = {f"{side}_mask": token_mask(rng, n) for side in ("chosen", "rejected")}
     return {**{name: token_log_probs(rng, n) for name in (*POLICY, *REFERENCE)}, **masks}
-
-
-# -- formulas
-
-
-def log_sigmoid(z):
-    return -np.logaddexp(0, -z)
-
-
-def sigmoid(z):
-    return np.exp(log_sigmoid(z))
-
-
-def logistic(z, label_smoothing=0.0):
-    return -(1 - label_smoothing) * log_sigmoid(z) - label_smoothing * log_sigmoid(-z)
-
-
-def robust(z, label_smoothing):
-    right, wrong = logistic(z), logistic(-z)
-    return ((1 - label_smoothing) * right - label_smoothing * wrong) / (1 - 2 * label_smoothing)
-
-
-def reverse_kl(z, label_smoothing):
-    q, p = np.stack([sigmoid(z), sigmoid(-z)]), np.array([1 - label_smoothing, label_smoothing])
-    return np.sum(q * (np.log(q) - np.log(p)[:, None]), axis=0)
-
-
-def discovered(z, tau):
-    gate = sigmoid(z / tau)
-    return (1 - gate) * logistic(z) + gate * np.exp(-z)
-
-
-def ratios(policy_chosen, policy_rejected, reference_chosen, reference_rejected):
-    return policy_chosen - reference_chosen, policy_rejected - reference_rejected
-
-
-def of_difference(link):
-    def reference(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta, **hyper):
-        chosen, rejected = ratios(policy_chosen, policy_rejected, reference_chosen, reference_rejected)
-        return link(beta * (chosen - rejected), **hyper)
-
-    return reference
-
-
-def of_sides(function):
-    def reference(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta, **more):
-        chosen, rejected = ratios(policy_chosen, policy_rejected, reference_chosen, reference_rejected)
-        return function(chosen, rejected, beta, **more)
-
-    return reference
-
-
-def count(lengths):
-    return np.where(lengths < 1, 1, lengths)
-
-
-def of_means(function):
-    def reference(*, chosen_lengths, rejected_lengths, **rest):
-        sides = {"chosen": count(chosen_lengths), "rejected": count(rejected_lengths)}
-        for side, lengths in sides.items():
-            for name in (f"policy_{side}", f"reference_{side}"):
-                if name in rest:
-                    rest[name] = rest[name] / lengths
-        return function(**rest)
-
-    return reference
-
-
-def ipo(delta, beta, length_normalize=True):
-    return (delta - 1 / (2 * beta)) ** 2
-
-
-def r_dpo(*, chosen_lengths, rejected_lengths, alpha, beta, label_smoothing=0.0, **log_probs):
-    chosen, rejected = ratios(**log_probs)
-    return logistic(beta * (chosen - rejected) + alpha * (chosen_lengths - rejected_lengths), label_smoothing)
-
-
-def dpop(chosen, rejected, beta, lam, label_smoothing=0.0):
-    return logistic(beta * (chosen - rejected - lam * np.maximum(-chosen, 0)), label_smoothing)
-
-
-def sppo(chosen, rejected, beta, chosen_win_rate, rejected_win_rate):
-    return ((chosen - (chosen_win_rate - 0.5) / beta) ** 2 + (rejected - (rejected_win_rate - 0.5) / beta) ** 2) / 2
-
-
-def nca(chosen, rejected, beta):
-    return logistic(beta * chosen) + (logistic(-beta * chosen) + logistic(-beta * rejected)) / 2
-
-
-def by_rank(values, others):
-    out = np.empty_like(values)
-    out[np.argsort(values, kind="stable")] = np.sort(others)
-    return out
-
-
-def aot(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta, mask=None, label_smoothing=0.0):
-    out, keep = np.zeros(policy_chosen.shape), np.ones(policy_chosen.shape, bool) if mask is None else mask
-    policy, held = (policy_chosen - policy_rejected)[keep], (reference_chosen - reference_rejected)[keep]
-    out[keep] = logistic(beta * (policy - by_rank(policy, held)), label_smoothing)
-    return out
-
-
-def aot_unpaired(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta, mask, label_smoothing=0.0):
-    out = np.zeros(policy_chosen.shape)
-    chosen, rejected = ratios(
-        policy_chosen[mask], policy_rejected[mask], reference_chosen[mask], reference_rejected[mask]
-    )
-    out[mask] = logistic(beta * (chosen - by_rank(chosen, rejected)), label_smoothing)
-    return out
-
-
-def prefix_sum(log_probs, mask, other_lengths, alpha):
-    sums = np.zeros(len(log_probs))
-    for row, (values, kept) in enumerate(zip(log_probs, mask, strict=True)):
-        own = values[kept]
-        shared = int(min(len(own), other_lengths[row]))
-        sums[row] = own[:shared].sum() + alpha * own[shared:].sum()
-    return sums, mask.sum(-1).astype(np.int32)
-
-
-def ld_dpo(*, chosen_mask, rejected_mask, alpha, beta, label_smoothing=0.0, **log_probs):
-    masks = {"chosen": (chosen_mask, rejected_mask), "rejected": (rejected_mask, chosen_mask)}
-    sums = {}
-    for name, values in log_probs.items():
-        own, other = masks[name.rpartition("_")[2]]
-        sums[name] = prefix_sum(values, own, other.sum(-1), alpha)[0]
-    return of_difference(logistic)(**sums, beta=beta, label_smoothing=label_smoothing)
-
-
-def slic(policy_chosen, policy_rejected, delta=1.0, lam=0.0, nll=None):
-    return np.maximum(delta - policy_chosen + policy_rejected, 0) + lam * (-policy_chosen if nll is None else nll)
-
-
-def cpo(policy_chosen, policy_rejected, beta, alpha, label_smoothing=0.0, nll=None):
-    nll = -policy_chosen if nll is None else nll
-    return logistic(beta * (policy_chosen - policy_rejected), label_smoothing) + alpha * nll
-
-
-def simpo(policy_chosen, policy_rejected, beta, gamma, label_smoothing=0.0):
-    return logistic(beta * (policy_chosen - policy_rejected) - gamma, label_smoothing)
-
-
-def power(log_probs, alpha):
-    return (1 - np.exp(log_probs) ** -alpha) / alpha
-
-
-def alphapo(policy_chosen, policy_rejected, alpha, **hyper):
-    return simpo(power(policy_chosen, alpha), power(policy_rejected, alpha), **hyper)
-
-
-def log_odds(log_probs):
-    clamped = np.minimum(log_probs, -1e-12)
-    return clamped - np.log(-np.expm1(clamped))
-
-
-def orpo(policy_chosen, policy_rejected, lam, nll=None):
-    nll = -policy_chosen if nll is None else nll
-    return nll + lam * logistic(log_odds(policy_chosen) - log_odds(policy_rejected))
-
-
-def rrhf(policy_chosen, policy_rejected, lam, nll=None):
-    return np.maximum(policy_rejected - policy_chosen, 0) + lam * (-policy_chosen if nll is None else nll)
 
 
 # -- invariants
@@ -309,14 +148,14 @@ CASES = [
     # links
     link(
         links.logistic,
-        lambda margins, label_smoothing: logistic(margins, label_smoothing),
+        lambda margins, label_smoothing: formulas.logistic(margins, label_smoothing),
         hyper={"label_smoothing": 0.2},
         bad=SMOOTHING,
         defaults={"label_smoothing": 0.0},
     ),
     link(
         links.robust_logistic,
-        lambda margins, label_smoothing: robust(margins, label_smoothing),
+        lambda margins, label_smoothing: formulas.robust(margins, label_smoothing),
         hyper={"label_smoothing": 0.2},
         bad=SMOOTHING,
     ),
@@ -342,22 +181,22 @@ CASES = [
     ),
     link(
         links.reverse_kl,
-        lambda margins, label_smoothing: reverse_kl(margins, label_smoothing),
+        lambda margins, label_smoothing: formulas.reverse_kl(margins, label_smoothing),
         hyper={"label_smoothing": 0.2},
         bad={"label_smoothing": (0.0, 0.5)},
         defaults={"label_smoothing": 1e-3},
     ),
-    link(links.sigmoid, lambda margins: sigmoid(-margins), bad={"margins": (np.zeros(16, int),)}),
+    link(links.sigmoid, lambda margins: formulas.sigmoid(-margins), bad={"margins": (np.zeros(16, int),)}),
     link(
         links.discovered,
-        lambda margins, tau: discovered(margins, tau),
+        lambda margins, tau: formulas.discovered(margins, tau),
         hyper={"tau": 0.4},
         bad={"tau": (0.0, np.inf)},
         defaults={"tau": 0.05},
     ),
     link(
         links.discovered,
-        lambda margins, tau: discovered(margins, tau),
+        lambda margins, tau: formulas.discovered(margins, tau),
         variant="wide",
         hyper={"tau": 3.0},
     ),
@@ -378,7 +217,7 @@ CASES = [
         hidden=("log_probs",),
         differentiable=("log_probs",),
         constant=("other_lengths",),
-        reference=prefix_sum,
+        reference=formulas.prefix_sum,
         bad={"alpha": (-0.1, 1.1), "other_lengths": (np.zeros((16, 1)),)},
         defaults={"alpha": 0.5},
     ),
@@ -396,7 +235,7 @@ CASES = [
         inputs=lambda rng, n: {"log_probs": -np.exp(2 * rng.normal(size=n))},
         differentiable=("log_probs",),
         extremes={"log_probs": (-1e4, 0.0, 1e4)},
-        reference=log_odds,
+        reference=formulas.log_odds,
         bad={"log_probs": (np.zeros(16, int),)},
     ),
     Case(
@@ -404,13 +243,13 @@ CASES = [
         inputs=lambda rng, n: {"log_probs": -np.abs(rng.normal(size=n))},
         hyper={"alpha": 0.4},
         differentiable=("log_probs",),
-        reference=power,
+        reference=formulas.power,
         bad={"alpha": FINITE, "log_probs": (np.zeros(16, int),)},
     ),
     # one margin
     pair(
         preference.dpo,
-        of_difference(logistic),
+        formulas.of_difference(formulas.logistic),
         hyper={"label_smoothing": 0.2},
         bad=SMOOTHING,
         defaults={"label_smoothing": 0.0},
@@ -418,7 +257,7 @@ CASES = [
     ),
     pair(
         preference.dpo_norm,
-        of_means(of_difference(logistic)),
+        formulas.of_means(formulas.of_difference(formulas.logistic)),
         inputs=four_with_lengths,
         hyper={"label_smoothing": 0.2},
         bad={**SMOOTHING, **COUNTS},
@@ -427,7 +266,7 @@ CASES = [
     ),
     pair(
         preference.robust_dpo,
-        of_difference(robust),
+        formulas.of_difference(formulas.robust),
         hyper={"label_smoothing": 0.2},
         bad=SMOOTHING,
         defaults={"label_smoothing": 0.0},
@@ -435,26 +274,26 @@ CASES = [
     ),
     pair(
         preference.hinge,
-        of_difference(lambda z: np.maximum(1 - z, 0)),
+        formulas.of_difference(lambda z: np.maximum(1 - z, 0)),
         invariants=(a_constant_of_the_prompt_changes_nothing, at_the_reference(lambda **_: 1.0)),
     ),
     pair(
         preference.ipo,
-        of_means(of_sides(lambda chosen, rejected, beta: ipo(chosen - rejected, beta))),
+        formulas.of_means(formulas.of_sides(lambda chosen, rejected, beta: formulas.ipo(chosen - rejected, beta))),
         inputs=four_with_lengths,
         bad=COUNTS,
         invariants=(at_the_reference(lambda beta: 1 / (4 * beta**2)),),
     ),
     pair(
         preference.ipo,
-        of_sides(lambda chosen, rejected, beta, length_normalize: ipo(chosen - rejected, beta)),
+        formulas.of_sides(lambda chosen, rejected, beta, length_normalize: formulas.ipo(chosen - rejected, beta)),
         variant="of sums",
         hyper={"length_normalize": False},
         invariants=(a_constant_of_the_prompt_changes_nothing,),
     ),
     pair(
         preference.exo_pair,
-        of_difference(reverse_kl),
+        formulas.of_difference(formulas.reverse_kl),
         hyper={"label_smoothing": 0.2},
         bad={"label_smoothing": (0.0, 0.5)},
         defaults={"label_smoothing": 1e-3},
@@ -462,7 +301,7 @@ CASES = [
     ),
     pair(
         preference.discopop,
-        of_difference(discovered),
+        formulas.of_difference(formulas.discovered),
         hyper={"tau": 0.4},
         bad={"tau": (0.0, np.inf)},
         defaults={"tau": 0.05},
@@ -470,7 +309,7 @@ CASES = [
     ),
     pair(
         preference.r_dpo,
-        r_dpo,
+        formulas.r_dpo,
         inputs=four_with_lengths,
         hyper={"alpha": 0.1, "label_smoothing": 0.2},
         bad={"alpha": FINITE, **SMOOTHING, **COUNTS},
@@ -479,7 +318,7 @@ CASES = [
     ),
     pair(
         preference.dpop,
-        of_sides(dpop),
+        formulas.of_sides(formulas.dpop),
         hyper={"lam": 2.0, "label_smoothing": 0.2},
         bad={"lam": (-1.0, np.inf), **SMOOTHING},
         defaults={"lam": 50.0, "label_smoothing": 0.0},
@@ -487,7 +326,7 @@ CASES = [
     ),
     pair(
         preference.ld_dpo,
-        ld_dpo,
+        formulas.ld_dpo,
         inputs=two_masks,
         hyper={"alpha": 0.3, "label_smoothing": 0.2},
         bad={
@@ -513,21 +352,21 @@ CASES = [
         free=dict.fromkeys((*POLICY, "mask"), "errors name the mask of a side, which is not an argument here"),
     ),
     # each side by itself
-    pair(preference.nca_pair, of_sides(nca), invariants=(a_constant_of_the_prompt_matters,)),
+    pair(preference.nca_pair, formulas.of_sides(formulas.nca), invariants=(a_constant_of_the_prompt_matters,)),
     pair(
         preference.bco_pair,
-        of_sides(lambda chosen, rejected, beta: logistic(beta * chosen) + logistic(-beta * rejected)),
+        formulas.of_sides(formulas.bco_pair),
         invariants=(a_constant_of_the_prompt_matters, at_the_reference(lambda **_: 2 * np.log(2))),
     ),
     pair(
         preference.sppo_hard,
-        of_sides(lambda chosen, rejected, beta: 2 * sppo(chosen, rejected, beta, 1.0, 0.0)),
+        formulas.of_sides(lambda chosen, rejected, beta: 2 * formulas.sppo(chosen, rejected, beta, 1.0, 0.0)),
         defaults={"beta": 1e-3},
         invariants=(a_constant_of_the_prompt_matters, at_the_reference(lambda beta: 1 / (2 * beta**2))),
     ),
     pair(
         preference.sppo,
-        of_sides(sppo),
+        formulas.of_sides(formulas.sppo),
         inputs=win_rates,
         bad={"chosen_win_rate": (np.zeros((16, 1)),), "rejected_win_rate": (np.zeros(16, bool),)},
         defaults={"beta": 1e-3},
@@ -535,12 +374,12 @@ CASES = [
     ),
     pair(
         preference.apo_zero,
-        of_sides(lambda chosen, rejected, beta: 1 - sigmoid(beta * chosen) + sigmoid(beta * rejected)),
+        formulas.of_sides(formulas.apo_zero),
         invariants=(a_constant_of_the_prompt_matters, at_the_reference(lambda **_: 1.0)),
     ),
     pair(
         preference.apo_down,
-        of_sides(lambda chosen, rejected, beta: 1 + sigmoid(beta * chosen) - sigmoid(beta * (chosen - rejected))),
+        formulas.of_sides(formulas.apo_down),
         invariants=(a_constant_of_the_prompt_matters, at_the_reference(lambda **_: 1.0)),
     ),
     # ranks in the batch
@@ -555,19 +394,19 @@ CASES = [
             mask="mask",
             couples=True,
         )
-        for function, reference in ((preference.aot, aot), (preference.aot_unpaired, aot_unpaired))
+        for function, reference in ((preference.aot, formulas.aot), (preference.aot_unpaired, formulas.aot_unpaired))
     ),
     # no reference
     free(
         preference.slic,
-        slic,
+        formulas.slic,
         hyper={"delta": 0.8, "lam": 0.3},
         bad={"delta": FINITE, "lam": (-1.0, np.inf)},
         defaults={"delta": 1.0, "lam": 0.0},
     ),
     free(
         preference.slic,
-        slic,
+        formulas.slic,
         variant="nll",
         inputs=with_nll(two),
         hyper={"delta": 0.8, "lam": 0.3},
@@ -575,14 +414,14 @@ CASES = [
     ),
     free(
         preference.cpo,
-        cpo,
+        formulas.cpo,
         hyper={"beta": 0.3, "alpha": 0.7, "label_smoothing": 0.2},
         bad={**BETA, "alpha": (-1.0, np.inf), **SMOOTHING},
         defaults={"beta": 0.1, "alpha": 1.0, "label_smoothing": 0.0},
     ),
     free(
         preference.cpo,
-        cpo,
+        formulas.cpo,
         variant="nll",
         inputs=with_nll(two),
         hyper={"beta": 0.3, "alpha": 0.7},
@@ -590,7 +429,7 @@ CASES = [
     ),
     free(
         preference.simpo,
-        of_means(simpo),
+        formulas.of_means(formulas.simpo),
         inputs=two_with_lengths,
         hyper={"beta": 1.5, "gamma": 0.6, "label_smoothing": 0.2},
         bad={**BETA, "gamma": FINITE, **SMOOTHING, **COUNTS},
@@ -598,7 +437,7 @@ CASES = [
     ),
     free(
         preference.alphapo,
-        of_means(alphapo),
+        formulas.of_means(formulas.alphapo),
         inputs=two_with_lengths,
         hyper={"alpha": 0.3, "beta": 1.5, "gamma": 0.6, "label_smoothing": 0.2},
         bad={"alpha": FINITE, **BETA, "gamma": FINITE, **SMOOTHING, **COUNTS},
@@ -606,7 +445,7 @@ CASES = [
     ),
     free(
         preference.orpo,
-        of_means(orpo),
+        formulas.of_means(formulas.orpo),
         inputs=lambda rng, n: {**two_with_lengths(rng, n), **{name: -np.exp(rng.normal(size=n)) for name in POLICY}},
         hyper={"lam": 0.4},
         bad={"lam": (-1.0, np.inf), **COUNTS},
@@ -614,7 +453,7 @@ CASES = [
     ),
     free(
         preference.orpo,
-        of_means(orpo),
+        formulas.of_means(formulas.orpo),
         variant="nll",
         inputs=with_nll(lambda rng, n: {**_lengths(rng, n), **{name: -np.exp(rng.normal(size=n)) for name in POLICY}}),
         hyper={"lam": 0.4},
@@ -622,7 +461,7 @@ CASES = [
     ),
     free(
         preference.rrhf,
-        of_means(rrhf),
+        formulas.of_means(formulas.rrhf),
         inputs=two_with_lengths,
         hyper={"lam": 0.4},
         bad={"lam": (-1.0, np.inf), **COUNTS},
@@ -630,7 +469,7 @@ CASES = [
     ),
     free(
         preference.rrhf,
-        of_means(rrhf),
+        formulas.of_means(formulas.rrhf),
         variant="nll",
         inputs=with_nll(two_with_lengths),
         hyper={"lam": 0.4},
@@ -646,7 +485,7 @@ CASES = [
         hyper={"name": "simpo", "beta": 1.5, "gamma": 0.6},
         differentiable=POLICY,
         stopped=LENGTHS,
-        reference=lambda name, **given: of_means(simpo)(**given),
+        reference=lambda name, **given: formulas.of_means(formulas.simpo)(**given),
         bad={"name": ("simpo2",), **BETA},
         free={"pairs": "a tuple of arrays, checked by the loss", "hyper": "checked by the loss"},
         blames=("simpo",),

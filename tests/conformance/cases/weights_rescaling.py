@@ -233,6 +233,7 @@ CASES = [
     ),
     WeightingCase(
         function=weights.storm,
+        blames=("storm_features",),
         defaults={"hidden": 19},
         inputs=signals,
         hyper={"num_classes": CLASSES, "window": WINDOW},
