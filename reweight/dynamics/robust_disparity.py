@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from reweight import _checks
+from reweight import _checks, _vectors
 
 __all__ = [
     "ClassAccuracies",
@@ -80,16 +80,8 @@ def _check_attack(function: str, eps: Number, norm: Norm) -> None:
     _checks.choice(function, "norm", norm, get_args(Norm))
 
 
-def _length(x: Float[Array, " d"]) -> Float[Array, ""]:
-    # Scaled by the largest entry, so that squares neither vanish nor overflow.
-    top = jax.lax.stop_gradient(jnp.max(jnp.abs(x), initial=0))
-    some = top > 0
-    square = jnp.sum((x / jnp.where(some, top, 1)) ** 2)
-    return jnp.where(some, top * jnp.sqrt(jnp.where(some, square, 1)), 0)
-
-
 def _margin(weights: Array, theta: Array, eps: Number, norm: Norm) -> Float[Array, ""]:
-    dual = jnp.sum(jnp.abs(weights)) if norm == "linf" else _length(weights)
+    dual = jnp.sum(jnp.abs(weights)) if norm == "linf" else _vectors.length(weights)
     return jnp.dot(weights, theta) - eps * dual
 
 
@@ -122,13 +114,13 @@ def _shrunk(theta: Array, covariance: Array, eps: Array) -> Float[Array, " d"]:
     else:
         variances, axes = jnp.linalg.eigh(covariance)
         theta = axes.T @ theta
-    length = _length(theta)
+    length = _vectors.length(theta)
     share = jnp.where(length > eps, eps / jnp.where(length > eps, length - eps, 1), 0)
 
     def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
         middle = (low + high) / 2
-        short = _length(middle / (middle + variances) * theta) < eps
+        short = _vectors.length(middle / (middle + variances) * theta) < eps
         return jnp.where(short, middle, low), jnp.where(short, high, middle)
 
     ends = (share * jnp.min(variances), share * jnp.max(variances))
@@ -181,7 +173,7 @@ def robust_gaussian_classifier(
     _checks.number(function, "sweeps", sweeps, low=1, integer=True)
     reach = jnp.asarray(eps, theta.dtype)
     weights = _sparse(theta, covariance, reach, sweeps) if norm == "linf" else _shrunk(theta, covariance, reach)
-    length = _length(weights)
+    length = _vectors.length(weights)
     weights = jnp.where(length > 0, weights / jnp.where(length > 0, length, 1), 0)
     odds = jnp.log(jnp.asarray(ratio, theta.dtype))
     margin, spread = _margin(weights, theta, reach, norm), _spread(weights, covariance)
@@ -226,7 +218,7 @@ def class_accuracies(
     _checks.array(function, "bias", bias, shape=(), kind="float")
     _check_attack(function, eps, norm)
     # On a scale of one, whatever that of the weights is.
-    length = _length(jnp.asarray(weights).astype(theta.dtype))
+    length = _vectors.length(jnp.asarray(weights).astype(theta.dtype))
     some = length > 0
     scale = jnp.where(some, length, 1)
     unit = jnp.asarray(weights).astype(theta.dtype) / scale

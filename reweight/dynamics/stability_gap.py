@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Num
 
-from reweight import _checks
+from reweight import _checks, _vectors
 
 __all__ = ["GradientSplit", "feature_drift", "gradient_split"]
 
@@ -57,11 +57,9 @@ def gradient_split(stability: Tree, plasticity: Tree) -> GradientSplit:
 
 
 def _directed(tree: Tree) -> tuple[Tree, Array]:
-    """A tree divided by its norm, and the norm; 0 stays 0. Squares neither vanish nor overflow."""
-    top = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(tree)]))
-    scaled = optax.tree.scale(1 / jnp.where(top > 0, top, 1), tree)
-    norm = optax.tree.norm(scaled)
-    return optax.tree.scale(1 / jnp.where(norm > 0, norm, 1), scaled), top * norm
+    """A tree divided by its norm, and the norm; 0 stays 0."""
+    norm = _vectors.length(jnp.stack([_vectors.length(leaf, axis=None) for leaf in jax.tree.leaves(tree)]))
+    return jax.tree.map(lambda leaf: leaf / jnp.where(norm > 0, norm, 1), tree), norm
 
 
 def feature_drift(

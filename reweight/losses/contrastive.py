@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from reweight import _checks
-from reweight.losses._directions import unit
+from reweight._vectors import unit
 from reweight.losses.base import BatchLoss, of_batch
 
 __all__ = ["batch_supcon", "supcon"]

@@ -3,19 +3,13 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from reweight import _checks
+from reweight import _checks, _vectors
 
 __all__ = ["energy_distance"]
 
 
 def _mean_distance(a: Array, b: Array) -> Array:
-    difference = a[:, None] - b[None]
-    top = jnp.max(jnp.abs(difference), axis=-1, keepdims=True)
-    scaled = difference / jnp.where(top > 0, top, 1)
-    apart = top[..., 0] > 0
-    # The length is at least 1 in units of the largest entry; where two points are the same, it is 0 without a slope.
-    squares = jnp.where(apart, jnp.sum(scaled**2, axis=-1), 1)
-    return jnp.mean(jnp.where(apart, top[..., 0] * jnp.sqrt(squares), 0))
+    return jnp.mean(_vectors.length(a[:, None] - b[None]))
 
 
 def energy_distance(first: Float[Array, "n d"], second: Float[Array, "m d"]) -> Float[Array, ""]:

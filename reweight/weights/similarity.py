@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from reweight import _checks
-from reweight.losses._directions import unit
+from reweight._vectors import unit
 
 __all__ = ["SimilarityFilter", "similarity_filter"]
 

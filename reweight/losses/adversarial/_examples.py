@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from reweight import _checks
+from reweight import _checks, _vectors
 
 Inputs = Float[Array, "batch *features"]
 
@@ -18,10 +18,8 @@ def dot(a: Array, b: Array) -> Float[Array, " batch"]:
 
 
 def norms(delta: Array) -> Array:
-    # Scaled by the largest entry, so that squares neither vanish nor overflow.
-    top = jnp.max(jnp.abs(delta).reshape(delta.shape[0], -1), axis=-1, initial=0)
-    scaled = delta / per_example(jnp.where(top > 0, top, 1), delta)
-    return per_example(top * jnp.sqrt(dot(scaled, scaled)), delta)
+    """Of each example, shaped to broadcast against `[batch, ...]`."""
+    return _vectors.length(delta, axis=tuple(range(1, delta.ndim)), keepdims=True)
 
 
 def inputs(function: str, x: Inputs) -> Array:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from reweight import _checks
+from reweight._vectors import unit
 from reweight.losses import distillation
-from reweight.losses._directions import unit
 from reweight.losses.classification import softmax
 
 __all__ = ["align_weights", "distilled_cross_entropy", "herding", "old_class_distillation"]

@@ -6,7 +6,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 from reweight import _checks
-from reweight.losses._directions import unit
+from reweight._vectors import unit
 
 __all__ = [
     "assign_prototypes",

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from reweight import _checks
+from reweight._vectors import unit
 from reweight.losses import contrastive
-from reweight.losses._directions import unit
 
 __all__ = ["prototype_loss", "prototype_sample_relation", "prototype_scores", "relation_distillation"]
 
