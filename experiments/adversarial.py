@@ -211,16 +211,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
             clean, robust = bench.recalls(bench.fit(name, METHODS[name].training(config)))
             values[name] = scores(clean, robust)
             curves |= {f"clean/{name}": clean, f"robust/{name}": robust}
-    return harness.Results(
-        experiment="adversarial",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves=curves,
-        labels={name: method.label for name, method in METHODS.items()},
-    )
+    return harness.Results.of(config, values, curves)
 
 
 def draw(results: harness.Results) -> Figure:

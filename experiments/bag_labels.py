@@ -90,9 +90,8 @@ class Config(harness.Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         # The interpolation that a seed is judged at is chosen on the others.
-        _checks.number("experiments.Config", "seeds", self.seeds, low=2, integer=True)
-        for name in ("examples", "features", "private_features", "steps", "batch_size"):
-            _checks.number("experiments.Config", name, getattr(self, name), low=1, integer=True)
+        self.check_counts("seeds", low=2)
+        self.check_counts("examples", "features", "private_features", "steps", "batch_size")
         if self.examples % max(SIZES):
             _checks.fail("experiments.Config", "examples", str(self.examples), f"a multiple of {max(SIZES)}")
         _checks.number("experiments.Config", "noise", self.noise, low=0, open_high=True)
@@ -211,7 +210,6 @@ def _network_accuracy(config: Config, context: harness.Context) -> Float[np.ndar
         num_steps=config.steps,
         context=context,
         stacked_arrays=True,
-        every=max(1, config.steps // 50),
         mesh=config.mesh,
     )
 
@@ -249,16 +247,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
             risks = np.asarray(_private(keys, config, size), np.float64)
             for i, eps in enumerate(EPSILONS):
                 values[name][f"risk_eps{eps:g}"] = _at_the_best_of_the_others(risks[:, i])
-    return harness.Results(
-        experiment="bag_labels",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves=curves,
-        labels=METHODS,
-    )
+    return harness.Results.of(config, values, curves)
 
 
 def _draw_risks(axes: Axes, results: harness.Results) -> None:

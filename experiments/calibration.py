@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from experiments import harness
 from experiments.envs import overlapping_classes as world
 from experiments.harness import figures
-from reweight import _checks, models, schedules
+from reweight import models, schedules
 from reweight.estimators.calibration import fit_temperature
 from reweight.losses import BatchLoss
 from reweight.losses.classification import cross_entropy, ps_kd
@@ -127,9 +127,8 @@ class Config(harness.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("examples", "test_examples", "steps", "batch_size"):
-            _checks.number("experiments.Config", name, getattr(self, name), low=4, integer=True)
-        _checks.number("experiments.Config", "learning_rate", self.learning_rate, low=0, open_low=True, open_high=True)
+        self.check_counts("examples", "test_examples", "steps", "batch_size", low=4)
+        self.check_positive("learning_rate")
 
     @classmethod
     def smoke(cls) -> Self:
@@ -226,7 +225,6 @@ def _train(name: str, config: Config, context: harness.Context, train: world.Exa
         num_steps=config.steps,
         context=context,
         stacked_arrays=True,
-        every=max(1, config.steps // 50),
         mesh=config.mesh,
     )
     return state.params
@@ -284,16 +282,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
         scores, bins = over_seeds_and_cells(logits, sets.test.labels)
         values[name] = _numbers(scores)
         curves |= {f"bins/{name}/{field}": np.asarray(x) for field, x in bins._asdict().items()}
-    return harness.Results(
-        experiment="calibration",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves=curves,
-        labels={name: method.label for name, method in METHODS.items()},
-    )
+    return harness.Results.of(config, values, curves)
 
 
 def _draw_curve(axes: Axes, results: harness.Results, cells: list[Cell], at: list[float], name: str) -> None:

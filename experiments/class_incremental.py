@@ -25,7 +25,6 @@ from experiments import harness
 from experiments.envs import digit_tasks
 from experiments.envs.digit_tasks import CLASSES
 from experiments.harness import figures
-from reweight import _checks
 from reweight.losses import continual
 from reweight.metrics import continual as metrics
 from reweight.train import LossOutput, TrainState, init_state, make_step
@@ -115,10 +114,8 @@ class Config(harness.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "batch_size", "kept", "width", "eval_every"):
-            _checks.number("experiments.Config", name, getattr(self, name), low=1, integer=True)
-        for name in ("learning_rate", "prototype_rate"):
-            _checks.number("experiments.Config", name, getattr(self, name), low=0, open_low=True, open_high=True)
+        self.check_counts("steps", "batch_size", "kept", "width", "eval_every")
+        self.check_positive("learning_rate", "prototype_rate")
 
     @classmethod
     def smoke(cls) -> Self:
@@ -390,16 +387,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
             values[name] = _scores(learned, images, kind == "prototypes")
             curves[f"accuracy/{name}"], curves[f"told/{name}"] = learned.accuracy, learned.told
             curves["current"] = learned.current
-    return harness.Results(
-        experiment="class_incremental",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves=curves,
-        labels={name: method.label for name, method in METHODS.items()},
-    )
+    return harness.Results.of(config, values, curves)
 
 
 def draw(results: harness.Results) -> Figure:
@@ -415,20 +403,20 @@ def draw(results: harness.Results) -> Figure:
             among_known = np.where(known, curve, 0).sum(axis=2) / known.sum(axis=1)
             left.plot(times, 100 * among_known.mean(axis=0), color=color, linewidth=1.3)
             for at, metric in enumerate(("old", "new")):
-                mean, low, high = (100 * x for x in results.interval(name, metric))
-                middle.errorbar(
-                    mean, i, xerr=[[mean - low], [high - mean]], color=color, marker=marker, capsize=2.5,
-                    markerfacecolor=color if at else "white",
-                )  # fmt: skip
+                fill = color if at else "white"
+                found = results.interval(name, metric)
+                figures.interval(middle, found, i, color=color, marker=marker, scale=100, markerfacecolor=fill)
             told = results.curves[f"told/{name}"][:, _ends(current)]
             so_far = [100 * told[:, k, : k + 1].mean() for k in range(TASKS)]
             right.plot(np.arange(1, TASKS + 1), so_far, color=color, marker=marker)
-        left.set(xlabel="task", ylabel="accuracy among the classes so far, %", xticks=range(1, TASKS + 2))
+        left.set(xlabel="task", ylabel="accuracy among the classes so far, %")
+        left.set_xticks(np.arange(TASKS) + 1.5, [str(task + 1) for task in range(TASKS)])
+        left.tick_params(axis="x", length=0)
+        left.grid(axis="x", visible=False)
+        for start in range(2, TASKS + 1):
+            left.axvline(start, color="#e6e6e6", linewidth=0.6, zorder=0)
         left.set_title("Accuracy drops whenever a task begins")
-        middle.set_yticks(range(len(names)), [results.label(name) for name in names])
-        for text, color in zip(middle.get_yticklabels(), figures.PALETTE, strict=False):
-            text.set_color(color)
-        middle.invert_yaxis()
+        figures.name_rows(middle, [results.label(name) for name in names])
         middle.set(xlabel="accuracy at the end, %", title="Old (open) and new classes")
         right.set(xlabel="after task", xticks=range(1, TASKS + 1), ylabel="accuracy within the task, %")
         right.set_title("When the task is told")

@@ -111,9 +111,8 @@ class Config(harness.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("shots", "steps", "batch_size", "batches"):
-            _checks.number("experiments.Config", name, getattr(self, name), low=1, integer=True)
-        _checks.number("experiments.Config", "learning_rate", self.learning_rate, low=0, open_low=True, open_high=True)
+        self.check_counts("shots", "steps", "batch_size", "batches")
+        self.check_positive("learning_rate")
         if self.batches % SESSIONS or self.batches == SESSIONS:
             _checks.fail("experiments.Config", "batches", str(self.batches), f"a multiple of {SESSIONS} above it")
 
@@ -163,7 +162,6 @@ def _train(config: Config, digits: GrowingDigits, context: harness.Context) -> T
         num_steps=config.steps,
         context=context,
         stacked_arrays=True,
-        every=max(1, config.steps // 50),
         mesh=config.mesh,
     )
     return state.params["encoder"]
@@ -254,16 +252,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
             right = np.asarray(_follow_all(encoders, digits, batches, numbers))
             values[name] |= _scores(right, np.asarray(batches.labels), stream)
             curves[f"{stream}/{name}"] = right.mean(axis=2)
-    return harness.Results(
-        experiment="drifting_stream",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves=curves,
-        labels={name: method.label for name, method in METHODS.items()},
-    )
+    return harness.Results.of(config, values, curves)
 
 
 def draw(results: harness.Results) -> Figure:
@@ -287,20 +276,13 @@ def draw(results: harness.Results) -> Figure:
             axes.set(xlabel="batch (dotted: a class appears)", ylabel="change of accuracy, points")
         last = panels[-1]
         for i, name in enumerate(methods):
-            for stream, shift in zip(STREAMS, (-0.12, 0.12), strict=True):
-                mean, low, high = (100 * x for x in results.difference(name, baseline, f"accuracy_{stream}"))
-                last.errorbar(
-                    mean, i + shift, xerr=[[mean - low], [high - mean]], color=figures.PALETTE[i],
-                    marker="o" if stream == "balanced" else "s", capsize=2.5, linewidth=1.4,
-                )  # fmt: skip
+            for stream, shift, marker in zip(STREAMS, (-0.12, 0.12), "os", strict=True):
+                change = results.difference(name, baseline, f"accuracy_{stream}")
+                figures.interval(last, change, i + shift, color=figures.PALETTE[i], marker=marker, scale=100)
         last.axvline(0, color="#999999", linewidth=0.8, zorder=0)
-        last.set_yticks(range(len(methods)), [results.label(name) for name in methods])
-        last.invert_yaxis()
-        for text, color in zip(last.get_yticklabels(), figures.PALETTE, strict=False):
-            text.set_color(color)
+        figures.name_rows(last, [results.label(name) for name in methods])
         last.set_title("Whole stream, 95% intervals\n● balanced  ■ imbalanced")
         last.set_xlabel("change of accuracy, points")
-        last.grid(axis="y", visible=False)
     return drawn
 
 

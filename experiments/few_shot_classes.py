@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from experiments import harness
 from experiments.envs.growing_digits import BASE, CLASSES, SEED_AXES, GrowingDigits, growing_digits
 from experiments.harness import figures
-from reweight import _checks, models, optim
+from reweight import models, optim
 from reweight.losses import classification, continual, contrastive
 from reweight.regularizers.pseudo_classes import rotated_classes
 from reweight.train import LossOutput, init_state, make_step
@@ -123,10 +123,8 @@ class Config(harness.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("shots", "steps", "batch_size", "tuning_steps"):
-            _checks.number("experiments.Config", name, getattr(self, name), low=1, integer=True)
-        for name in ("learning_rate", "tuning_rate"):
-            _checks.number("experiments.Config", name, getattr(self, name), low=0, open_low=True, open_high=True)
+        self.check_counts("shots", "steps", "batch_size", "tuning_steps")
+        self.check_positive("learning_rate", "tuning_rate")
 
     @classmethod
     def smoke(cls) -> Self:
@@ -199,7 +197,6 @@ def _train(base: Base, config: Config, digits: GrowingDigits, context: harness.C
         num_steps=config.steps,
         context=context,
         stacked_arrays=True,
-        every=max(1, config.steps // 50),
         mesh=config.mesh,
     )
     return state.params["encoder"]
@@ -281,25 +278,14 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
         predicted = _sessions(config, encoders[method.base], digits, method.tuned, method.calibration)
         labels = np.asarray(digits.test_labels)
         values[name], curves[f"sessions/{name}"] = _scores(np.asarray(predicted) == labels[:, None], labels)
-    return harness.Results(
-        experiment="few_shot_classes",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves=curves,
-        labels={name: method.label for name, method in METHODS.items()},
-    )
+    return harness.Results.of(config, values, curves)
 
 
 def draw(results: harness.Results) -> Figure:
     """Left: the accuracy as classes come. Right: what each trick changes, paired over the seeds."""
-    baseline, *_ = methods = list(results.values)
     with figures.figure(9.6, 3.9) as drawn:
-        grid = drawn.add_gridspec(1, 4, width_ratios=[1.7, 1, 1, 1])
-        left = drawn.add_subplot(grid[0])
-        for i, name in enumerate(methods):
+        left, *panels = drawn.subplots(1, 4, width_ratios=[1.7, 1, 1, 1])
+        for i, name in enumerate(results.values):
             curve = 100 * results.curves[f"sessions/{name}"].mean(axis=0)
             width, order = (2.4, 3) if i == 0 else (1.4, 2)
             left.plot(
@@ -309,28 +295,8 @@ def draw(results: harness.Results) -> Figure:
         left.set_xticks(range(BASE, CLASSES + 1))
         left.set(xlabel="classes so far", ylabel="accuracy on the classes so far, %")
         left.set_title("New classes cost accuracy")
-        first = None
-        for j, metric in enumerate(METRICS[:3]):
-            axes = drawn.add_subplot(grid[1 + j], sharey=first)
-            for i, name in enumerate(methods):
-                mean, low, high = (100 * x for x in results.difference(name, baseline, metric.name))
-                axes.errorbar(
-                    mean, i, xerr=[[mean - low], [high - mean]],
-                    color=figures.PALETTE[i], marker=figures.MARKERS[i], capsize=2.5, linewidth=1.4,
-                )  # fmt: skip
-            axes.axvline(0, color="#999999", linewidth=0.8, zorder=0)
-            value = 100 * results.interval(baseline, metric.name).mean
-            axes.set_title(f"{metric.label}\n{results.label(baseline)}: {value:.1f}%")
-            axes.set_xlabel("change, points")
-            axes.grid(axis="y", visible=False)
-            if first is None:
-                first = axes
-                axes.set_yticks(range(len(methods)), [results.label(name) for name in methods])
-                axes.invert_yaxis()
-                for text, color in zip(axes.get_yticklabels(), figures.PALETTE, strict=False):
-                    text.set_color(color)
-            else:
-                axes.tick_params(axis="y", labelleft=False, length=0)
+        for axes, metric in zip(panels, METRICS, strict=False):
+            figures.changes(axes, results, metric, named=axes is panels[0])
     return drawn
 
 

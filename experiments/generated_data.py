@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from experiments import harness
 from experiments.envs import mode_world
 from experiments.harness import figures
-from reweight import _checks, dynamics
+from reweight import dynamics
 
 __all__ = ["CLAIMS", "METHODS", "METRICS", "Config", "draw", "run"]
 
@@ -86,9 +86,8 @@ class Config(harness.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("repeats", "steps", "batch_size"):
-            _checks.number("experiments.Config", name, getattr(self, name), low=1, integer=True)
-        _checks.number("experiments.Config", "learning_rate", self.learning_rate, low=0, open_low=True, open_high=True)
+        self.check_counts("repeats", "steps", "batch_size")
+        self.check_positive("learning_rate")
 
     @classmethod
     def smoke(cls) -> Self:
@@ -144,15 +143,8 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
                 context=inner,
                 mesh=config.mesh,
             )
-    return harness.Results(
-        experiment="generated_data",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves={f"{metric}/{name}": x for name, found in values.items() for metric, x in found.items()},
-        labels=METHODS,
+    return harness.Results.of(
+        config, values, {f"{metric}/{name}": x for name, found in values.items() for metric, x in found.items()}
     )
 
 

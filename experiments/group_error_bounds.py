@@ -85,11 +85,10 @@ class Config(harness.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("images", "steps", "batch_size", "width"):
-            _checks.number("experiments.Config", name, getattr(self, name), low=1, integer=True)
+        self.check_counts("images", "steps", "batch_size", "width")
+        self.check_positive("learning_rate")
         if self.images % 10:
             _checks.fail("experiments.Config", "images", str(self.images), "a multiple of 10")
-        _checks.number("experiments.Config", "learning_rate", self.learning_rate, low=0, open_low=True, open_high=True)
 
     @classmethod
     def smoke(cls) -> Self:
@@ -172,7 +171,6 @@ def _train(name: str, config: Config, context: harness.Context, arrays: dict[str
         num_steps=config.steps,
         context=context,
         stacked_arrays=True,
-        every=max(1, config.steps // 50),
         mesh=config.mesh,
     )
     return state.params
@@ -214,26 +212,17 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
             params = _train(name, config, inner, train, of_run)
             curves[f"groups/{name}"] = np.asarray(_group_dice(params, test), np.float64)
             values[name] = _scores(curves[f"groups/{name}"])
-    return harness.Results(
-        experiment="group_error_bounds",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves=curves,
-        labels={name: method.label for name, method in METHODS.items()},
-    )
+    return harness.Results.of(config, values, curves)
 
 
 def draw(results: harness.Results) -> Figure:
     """Left: the Dice of each group. Right: what each method changes against the first, paired over the seeds."""
-    baseline, *others = list(results.values)
-    with figures.figure(9.6, 3.6) as drawn:
-        left, *right = drawn.subplots(1, 3, width_ratios=[1.6, 1, 1])
-        for i, name in enumerate(results.values):
+    methods = list(results.values)
+    with figures.figure(10.2, 3.6) as drawn:
+        left, *right = drawn.subplots(1, 3, width_ratios=[1.2, 1, 1])
+        for i, name in enumerate(methods):
             numbers = 100 * results.curves[f"groups/{name}"]
-            at = np.arange(len(NOISE)) + 0.09 * (i - (len(others)) / 2)
+            at = np.arange(len(NOISE)) + 0.09 * (i - (len(methods) - 1) / 2)
             mean, low, high = np.array([harness.mean_interval(column) for column in numbers.T]).T
             left.errorbar(
                 at, mean, yerr=[mean - low, high - mean], color=figures.PALETTE[i], marker=figures.MARKERS[i],
@@ -246,22 +235,8 @@ def draw(results: harness.Results) -> Figure:
         left.grid(axis="x", visible=False)
         left.legend(loc="lower left")
         left.set_title("Dice of each group, %")
-        for axes, metric in zip(right, METRICS[:2], strict=True):
-            for i, name in enumerate(others, start=1):
-                mean, low, high = (100 * x for x in results.difference(name, baseline, metric.name))
-                axes.errorbar(
-                    mean, i, xerr=[[mean - low], [high - mean]],
-                    color=figures.PALETTE[i], marker=figures.MARKERS[i], capsize=2.5, linewidth=1.4,
-                )  # fmt: skip
-            axes.axvline(0, color="#999999", linewidth=0.8, zorder=0)
-            axes.set_ylim(len(others) + 0.6, 0.4)
-            axes.set_yticks(range(1, len(others) + 1), [results.label(name) for name in others])
-            if axes is not right[0]:
-                axes.tick_params(axis="y", labelleft=False, length=0)
-            axes.grid(axis="y", visible=False)
-            mean = 100 * results.interval(baseline, metric.name).mean
-            axes.set_title(f"{metric.label}\n{results.label(baseline)}: {mean:.1f}%", fontsize=9)
-            axes.set_xlabel("change, points")
+        for axes, metric in zip(right, METRICS, strict=False):
+            figures.changes(axes, results, metric, named=axes is right[0])
     return drawn
 
 

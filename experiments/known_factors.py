@@ -98,9 +98,9 @@ class Config(harness.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _checks.number("experiments.Config", "steps", self.steps, low=1, integer=True)
+        self.check_counts("steps")
+        self.check_positive("learning_rate")
         _checks.number("experiments.Config", "examples", self.examples, low=2, high=200, integer=True)
-        _checks.number("experiments.Config", "learning_rate", self.learning_rate, low=0, open_low=True, open_high=True)
         _checks.number("experiments.Config", "weight_decay", self.weight_decay, low=0, open_high=True)
 
     @classmethod
@@ -234,7 +234,6 @@ def _train(problem: str, worlds: Sequence[World], config: Config, context: harne
         num_steps=config.steps,
         context=context,
         stacked_arrays=True,
-        every=max(1, config.steps // 50),
         mesh=config.mesh,
     )
 
@@ -279,16 +278,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
                 for i, name in enumerate(networks):
                     values[name] |= {f"{field}_{problem}": found[field][:, i] for field in ("rmse", "ordered")}
                     curves[f"shares/{problem}/{name}"] = found["shares"][:, i]
-    return harness.Results(
-        experiment="known_factors",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves=curves,
-        labels=METHODS,
-    )
+    return harness.Results.of(config, values, curves)
 
 
 def _draw_shares(axes: Axes, results: harness.Results) -> None:

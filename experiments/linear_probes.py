@@ -27,7 +27,7 @@ from sklearn.linear_model import LogisticRegression
 
 from experiments import harness
 from experiments.harness import figures
-from reweight import _checks, data
+from reweight import data
 from reweight.estimators import naive_bayes
 
 __all__ = ["CLAIMS", "METHODS", "METRICS", "Config", "draw", "gaussian_classes", "run"]
@@ -82,8 +82,7 @@ class Config(harness.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("repeats", "test_examples", "largest"):
-            _checks.number("experiments.Config", name, getattr(self, name), low=1, integer=True)
+        self.check_counts("repeats", "test_examples", "largest")
 
     @classmethod
     def smoke(cls) -> Self:
@@ -245,16 +244,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
             curves[f"accuracy/{name}"] = accuracy
             for count in (FEW, MANY):
                 values[name][f"accuracy_{count}"] = accuracy[:, PER_CLASS.index(count)]
-    return harness.Results(
-        experiment="linear_probes",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves=curves,
-        labels=METHODS,
-    )
+    return harness.Results.of(config, values, curves)
 
 
 def _draw_needed(axes: Axes, results: harness.Results) -> None:

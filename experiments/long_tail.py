@@ -237,16 +237,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
                 mesh=config.mesh,
             )
             values |= {name: _tuned_scores(method, found) for name, method in tuned.items()}
-    return harness.Results(
-        experiment="long_tail",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves=curves,
-        labels={name: method.label for name, method in METHODS.items()},
-    )
+    return harness.Results.of(config, values, curves)
 
 
 def _draw_recalls(axes: Axes, results: harness.Results, methods: list[str]) -> None:
@@ -268,29 +259,6 @@ def _draw_recalls(axes: Axes, results: harness.Results, methods: list[str]) -> N
     axes.set_title("Recall falls with the number of examples")
 
 
-def _draw_changes(panels: list[Axes], results: harness.Results, methods: list[str], metrics: tuple[str, ...]) -> None:
-    """What each method changes against the first, paired over the seeds: a panel a metric, a row a method."""
-    baseline, labels = methods[0], [results.label(name) for name in methods]
-    for axes, metric in zip(panels, (m for m in METRICS if m.name in metrics), strict=True):
-        for i, name in enumerate(methods):
-            mean, low, high = (100 * x for x in results.difference(name, baseline, metric.name))
-            axes.errorbar(
-                mean, i, xerr=[[mean - low], [high - mean]],
-                color=figures.PALETTE[i], marker=figures.MARKERS[i], capsize=2.5, linewidth=1.4,
-            )  # fmt: skip
-        axes.axvline(0, color="#999999", linewidth=0.8, zorder=0)
-        axes.set_title(f"{metric.label}\n{labels[0]}: {100 * results.interval(baseline, metric.name).mean:.1f}%")
-        axes.set_xlabel("change, points")
-        axes.grid(axis="y", visible=False)
-        axes.set_yticks(range(len(methods)), labels)
-        axes.set_ylim(len(methods) - 0.5, -0.5)
-        if axes is panels[0]:
-            for text, color in zip(axes.get_yticklabels(), figures.PALETTE, strict=False):
-                text.set_color(color)
-        else:
-            axes.tick_params(axis="y", labelleft=False, length=0)
-
-
 def draw(results: harness.Results) -> Figure:
     """Above, digits: the recall of each class, and what each method changes. Below: tuned models, likewise."""
     trained = [name for name in results.values if isinstance(METHODS[name], Method)]
@@ -303,11 +271,13 @@ def draw(results: harness.Results) -> Figure:
                 grid = part.add_gridspec(1, 4, width_ratios=[1.9, 1, 1, 1])
                 _draw_recalls(part.add_subplot(grid[0]), results, methods)
                 panels = [part.add_subplot(grid[1 + j]) for j in range(3)]
-                _draw_changes(panels, results, methods, ("balanced_accuracy", "worst_class_accuracy", "tail_accuracy"))
+                metrics = METRICS[:3]
             else:
                 panels = list(part.subplots(1, 3))
-                _draw_changes(panels, results, methods, ("tuned_accuracy", "tuning_tail", "pretraining_tail"))
+                metrics = METRICS[-3:]
                 part.suptitle("Models that were pre-trained on other frequencies", x=0.01, ha="left", fontsize=10)
+            for axes, metric in zip(panels, metrics, strict=True):
+                figures.changes(axes, results, metric, methods, named=axes is panels[0])
     return drawn
 
 

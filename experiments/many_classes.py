@@ -22,7 +22,6 @@ from matplotlib.figure import Figure
 from experiments import harness
 from experiments.envs import word_contexts
 from experiments.harness import figures
-from reweight import _checks
 from reweight.losses import classification
 from reweight.train import LossOutput, TrainState, init_state, make_step
 
@@ -101,9 +100,8 @@ class Config(harness.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("words", "examples", "test_examples", "steps", "batch_size"):
-            _checks.number("experiments.Config", name, getattr(self, name), low=1, integer=True)
-        _checks.number("experiments.Config", "rate_factor", self.rate_factor, low=0, open_low=True, open_high=True)
+        self.check_counts("words", "examples", "test_examples", "steps", "batch_size")
+        self.check_positive("rate_factor")
 
     @classmethod
     def smoke(cls) -> Self:
@@ -177,7 +175,6 @@ def _train(name: str, config: Config, context: harness.Context, train: word_cont
         num_steps=config.steps,
         context=context,
         stacked_arrays=True,
-        every=max(1, config.steps // 50),
         mesh=config.mesh,
     )
     return state.params
@@ -219,16 +216,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
                 errors = of_truth(languages, test)
             curves[f"errors/{name}"] = np.asarray(errors, np.float64)
             values[name] = {f"top_{k}_error": curves[f"errors/{name}"][:, CURVE.index(k)] for k in TOP}
-    return harness.Results(
-        experiment="many_classes",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves=curves,
-        labels={name: method.label for name, method in METHODS.items()},
-    )
+    return harness.Results.of(config, values, curves)
 
 
 def draw(results: harness.Results) -> Figure:

@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 
 from experiments import harness
 from experiments.harness import figures
-from reweight import _checks, data
+from reweight import data
 from reweight.losses import BatchLoss, binary, metric
 from reweight.metrics import confusion
 from reweight.train import LossOutput, init_state, make_step
@@ -120,8 +120,7 @@ class Config(harness.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "batch_size", "width"):
-            _checks.number("experiments.Config", name, getattr(self, name), low=1, integer=True)
+        self.check_counts("steps", "batch_size", "width")
 
     @classmethod
     def smoke(cls) -> Self:
@@ -305,16 +304,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
                     values[name] |= {f"{score}_{table}": np.asarray(found.scores[score]) for score in SCORED}
     at = max(1, config.steps // EVALS)
     curves["steps"] = np.arange(at, config.steps + 1, at)
-    return harness.Results(
-        experiment="metric_losses",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves=curves,
-        labels={name: method.label for name, method in METHODS.items()},
-    )
+    return harness.Results.of(config, values, curves)
 
 
 def _metrics_of_rare(axes: Axes, results: harness.Results, table: str, *, named: bool) -> None:
@@ -322,16 +312,13 @@ def _metrics_of_rare(axes: Axes, results: harness.Results, table: str, *, named:
     methods = [name for name in results.values if METHODS[name].rare]
     for i, name in enumerate(methods):
         for j, score in enumerate(SCORED):
-            mean, low, high = (100 * x for x in results.interval(name, f"{score}_{table}"))
-            axes.errorbar(
-                mean, i + 0.16 * (j - 1), xerr=[[mean - low], [high - mean]], color=figures.PALETTE[j + 1],
-                marker=figures.MARKERS[j], capsize=2, linewidth=1.2, linestyle="none",
-                label=NAMES[score] if i == 0 and named else None,
-                markerfacecolor=figures.PALETTE[j + 1] if name == f"anyloss_{score}" else "white",
+            color = figures.PALETTE[j + 1]
+            figures.interval(
+                axes, results.interval(name, f"{score}_{table}"), i + 0.16 * (j - 1), color=color, scale=100,
+                marker=figures.MARKERS[j], linestyle="none", label=NAMES[score] if i == 0 and named else None,
+                markerfacecolor=color if name == f"anyloss_{score}" else "white",
             )  # fmt: skip
-    axes.set_yticks(range(len(methods)), [results.label(name) for name in methods])
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
+    figures.name_rows(axes, [results.label(name) for name in methods], ["#000000"] * len(methods), named=named)
     axes.set(title=RARE[table], xlabel="on test examples, %")
 
 
@@ -341,7 +328,6 @@ def draw(results: harness.Results) -> Figure:
         left, middle, right = drawn.subplots(1, 3, width_ratios=[1, 1, 1])
         _metrics_of_rare(left, results, "gaussians", named=True)
         _metrics_of_rare(middle, results, "tumours", named=False)
-        middle.tick_params(axis="y", labelleft=False, length=0)
         drawn.legend(loc="outside lower left", ncols=3, title="filled: the metric that is trained on")
         ends = {}
         for i, name in enumerate(name for name in results.values if not METHODS[name].rare):

@@ -23,7 +23,6 @@ from matplotlib.figure import Figure
 
 from experiments import harness
 from experiments.harness import figures
-from reweight import _checks
 from reweight.losses.classification import cross_entropy
 from reweight.regularizers.adaptive_mixup import adaptive_mixup, intrusion_loss
 from reweight.regularizers.mixup import draw_mixture, mix, mixup
@@ -89,9 +88,8 @@ class Config(harness.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "batch_size", "width"):
-            _checks.number("experiments.Config", name, getattr(self, name), low=1, integer=True)
-        _checks.number("experiments.Config", "learning_rate", self.learning_rate, low=0, open_low=True, open_high=True)
+        self.check_counts("steps", "batch_size", "width")
+        self.check_positive("learning_rate")
 
     @classmethod
     def smoke(cls) -> Self:
@@ -219,7 +217,6 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
                 num_steps=config.steps,
                 context=inner,
                 stacked_arrays=True,
-                every=max(1, config.steps // 50),
                 mesh=config.mesh,
             )
             measure = jax.jit(jax.vmap(functools.partial(_measured, method)))
@@ -231,16 +228,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
         curves[f"density/{label} class"] = np.stack(
             [np.histogram(x[y == i, 0], edges, density=True)[0] for x, y in zip(*map(np.asarray, test), strict=True)]
         )
-    return harness.Results(
-        experiment="mixup_intrusion",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves=curves,
-        labels={name: method.label for name, method in METHODS.items()},
-    )
+    return harness.Results.of(config, values, curves)
 
 
 def draw(results: harness.Results) -> Figure:
@@ -248,7 +236,7 @@ def draw(results: harness.Results) -> Figure:
     colors = dict(zip(METHODS, figures.PALETTE, strict=False))
     at = results.curves["places"]
     with figures.figure(9.6, 3.6) as drawn:
-        left, middle, right = drawn.subplots(1, 3, width_ratios=[1.7, 1, 1])
+        left, middle, right = drawn.subplots(1, 3, width_ratios=[1.6, 1, 1])
         whole = results.curves["density/middle class"].mean(axis=0)
         left.fill_between(at, whole, color="#d9d9d9", linewidth=0)
         left.text(0, whole.max(), "middle class", ha="center", va="bottom", fontsize=8, color="#666666")
@@ -264,15 +252,11 @@ def draw(results: harness.Results) -> Figure:
             for i, name in enumerate(names):
                 seeds = 100 * results.values[name][metric.name]
                 axes.plot(seeds, np.full(len(seeds), i + 0.2), "|", color=colors[name], markersize=6, alpha=0.6)
-                mean, low, high = (100 * x for x in results.interval(name, metric.name))
-                axes.errorbar(
-                    mean, i, xerr=[[mean - low], [high - mean]], color=colors[name],
-                    marker=figures.MARKERS[i], capsize=2.5, linewidth=1.4,
-                )  # fmt: skip
-            axes.set(title=metric.label, xlabel="%", xlim=(-3, 103))
-            axes.set_ylim(len(names) - 0.5, -0.5)
-            axes.set_yticks(range(len(names)), [results.label(name) for name in names] if axes is middle else [])
-            axes.grid(axis="y", visible=False)
+                found = results.interval(name, metric.name)
+                figures.interval(axes, found, i, color=colors[name], marker=figures.MARKERS[i], scale=100)
+            axes.set(title=metric.label, xlabel="%", xlim=(-3, 109))
+            labels = [results.label(name).replace(" without ", "\nwithout ") for name in names]
+            figures.name_rows(axes, labels, [colors[name] for name in names], named=axes is middle)
     return drawn
 
 

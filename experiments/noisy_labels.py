@@ -22,11 +22,12 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from experiments import harness
 from experiments.envs.noisy_digits import CLASSES, NOISES, Sets, load_digits, noisy_set
 from experiments.harness import figures
-from reweight import _checks, reduce, schedules, weights
+from reweight import reduce, schedules, weights
 from reweight.losses import BatchLoss, classification
 from reweight.regularizers import nested
 from reweight.train import LossOutput, TrainState, init_state, make_meta_step, make_step
@@ -181,9 +182,8 @@ class Config(harness.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("examples", "width", "steps", "batch_size"):
-            _checks.number("experiments.Config", name, getattr(self, name), low=1, integer=True)
-        _checks.number("experiments.Config", "learning_rate", self.learning_rate, low=0, open_low=True, open_high=True)
+        self.check_counts("examples", "width", "steps", "batch_size")
+        self.check_positive("learning_rate")
 
     @classmethod
     def smoke(cls) -> Self:
@@ -367,16 +367,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
             values[name] = _scores(found)
             curves |= {f"accuracy/{name}": found.accuracy, f"memorised/{name}": found.memorised}
     curves["steps"] = np.arange(config.every, config.steps + 1, config.every)
-    return harness.Results(
-        experiment="noisy_labels",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves=curves,
-        labels={name: method.label for name, method in METHODS.items()},
-    )
+    return harness.Results.of(config, values, curves)
 
 
 def _draw_memory(axes: Axes, results: harness.Results, noise: str, *, named: bool) -> None:
@@ -394,30 +385,31 @@ def _draw_memory(axes: Axes, results: harness.Results, noise: str, *, named: boo
 def _draw_accuracy(axes: Axes, results: harness.Results, noise: str) -> None:
     """From the best moment (hollow) to the end (filled)."""
     for i, name in enumerate(results.values):
-        mean, low, high = (100 * x for x in results.interval(name, f"accuracy_{noise}"))
-        best = mean + 100 * results.interval(name, f"lost_{noise}").mean
-        color = COLORS[i]
-        axes.plot([mean, best], [i, i], color=color, linewidth=1, alpha=0.6)
-        axes.plot(best, i, "o", color=color, markerfacecolor="white")
-        axes.errorbar(mean, i, xerr=[[mean - low], [high - mean]], fmt="o", color=color, capsize=2)
+        found = results.interval(name, f"accuracy_{noise}")
+        last = 100 * found.mean
+        best = last + 100 * results.interval(name, f"lost_{noise}").mean
+        axes.plot([last, best], [i, i], color=COLORS[i], linewidth=1, alpha=0.6)
+        axes.plot(best, i, "o", color=COLORS[i], markerfacecolor="white")
+        figures.interval(axes, found, i, color=COLORS[i], scale=100, linestyle="none")
     axes.set(xlabel="accuracy, %")
-    axes.grid(axis="y", visible=False)
 
 
 def draw(results: harness.Results) -> Figure:
     """Above how much is memorised over the training, below what that costs; the colours are those of the names."""
     labels = [results.label(name) for name in results.values]
-    with figures.figure(9.6, 6.6) as drawn:
+    with figures.figure(9.6, 6.8) as drawn:
         grid = drawn.subplots(2, len(HARD), sharey="row", height_ratios=(1, 1.15))
         for (above, below), noise in zip(grid.T, HARD, strict=True):
             _draw_memory(above, results, noise, named=noise == HARD[-1])
             _draw_accuracy(below, results, noise)
         grid[0, 0].set_ylabel("wrong labels memorised, %")
-        grid[1, 1].set_xlabel("accuracy, %: last, and at its best (hollow)")
-        grid[1, 0].set_yticks(range(len(labels)), labels)
-        grid[1, 0].invert_yaxis()
-        for text, color in zip(grid[1, 0].get_yticklabels(), COLORS, strict=False):
-            text.set_color(color)
+        for below in grid[1]:
+            figures.name_rows(below, labels, COLORS, named=below is grid[1, 0])
+        moments = [
+            Line2D([], [], color="#444444", marker="o", linestyle="none", markerfacecolor=fill)
+            for fill in ("#444444", "white")
+        ]
+        drawn.legend(moments, ["at the end", "at its best"], loc="outside lower center", ncols=2)
     return drawn
 
 

@@ -125,13 +125,11 @@ class Config(harness.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        low = functools.partial(_checks.number, "experiments.Config", low=1, integer=True)
-        for name in ("pairs", "steps", "table_steps", "language_steps"):
-            low(name, getattr(self, name))
-        low("prompts", self.prompts, low=2)
-        low("language_prompts", self.language_prompts, low=32)
-        low("batch_size", self.batch_size, low=2, high=self.prompts)
-        _checks.number("experiments.Config", "learning_rate", self.learning_rate, low=0, open_low=True, open_high=True)
+        self.check_counts("pairs", "steps", "table_steps", "language_steps")
+        self.check_counts("prompts", low=2)
+        self.check_counts("language_prompts", low=32)
+        _checks.number("experiments.Config", "batch_size", self.batch_size, low=2, high=self.prompts, integer=True)
+        self.check_positive("learning_rate")
 
     @classmethod
     def smoke(cls) -> Self:
@@ -353,16 +351,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
                 values[name]["language_kl"] = kl[:, -1, i]
                 values[name]["language_within"] = frontier(kl[..., i], reward[..., i], LANGUAGE_BUDGET)
     curves |= {f"{key}/optimum": x for key, x in jax.device_get(_optima(worlds.bandits)).items()}
-    return harness.Results(
-        experiment="preference",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves=curves,
-        labels=LABELS,
-    )
+    return harness.Results.of(config, values, curves, labels=LABELS)
 
 
 def _record(

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from experiments import harness
 from experiments.harness import figures
-from reweight import _checks, models
+from reweight import models
 from reweight.losses import ordinal, ranking
 from reweight.train import LossOutput, init_state, make_step, whole_batch
 
@@ -157,9 +157,8 @@ class Config(harness.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("examples", "steps", "batch_size"):
-            _checks.number("experiments.Config", name, getattr(self, name), low=1, integer=True)
-        _checks.number("experiments.Config", "learning_rate", self.learning_rate, low=0, open_low=True, open_high=True)
+        self.check_counts("examples", "steps", "batch_size")
+        self.check_positive("learning_rate")
 
     @classmethod
     def smoke(cls) -> Self:
@@ -226,7 +225,6 @@ def _train(name: str, config: Config, context: harness.Context) -> dict[str, np.
         num_steps=config.steps,
         context=context,
         stacked_arrays=True,
-        every=max(1, config.steps // 50),
         mesh=config.mesh,
     )
 
@@ -252,33 +250,28 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
             found = _train(name, config, inner)
             values[name] = {metric.name: found[metric.name].astype(np.float64) for metric in METRICS}
             curves |= {f"{field}/{name}": found[field][0] for field in ("scores", "quality", "source")}
-    return harness.Results(
-        experiment="quality_scores",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves=curves,
-        labels={name: method.label for name, method in METHODS.items()},
-    )
+    return harness.Results.of(config, values, curves)
 
 
 def draw(results: harness.Results) -> Figure:
-    """Predicted scores against the hidden quality, by data set, for the first seed."""
+    """Above, predicted scores against the hidden quality, by data set; below, what each method changes."""
     names = list(results.values)
-    with figures.figure(3.0 * max(len(names), 2), 3.2) as drawn:
-        for axes, name in zip(np.ravel(drawn.subplots(1, len(names), sharey=True)), names, strict=True):
+    with figures.figure(9.6, 5.4) as drawn:
+        above, below = drawn.subfigures(2, 1, height_ratios=[1.5, 1])
+        (scatters,) = above.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)
+        for axes, name in zip(scatters, names, strict=True):
             scores, quality, source = (results.curves[f"{field}/{name}"] for field in ("scores", "quality", "source"))
             for number, color in enumerate(figures.PALETTE[1:3]):
                 mine = source == number
                 axes.plot(quality[mine], scores[mine], ".", markersize=2.5, alpha=0.5, color=color)
                 axes.plot([], [], "o", color=color, label=("all qualities", "good items only")[number])
             axes.set_title(results.label(name))
-            axes.set_xlabel("hidden quality")
-        first = drawn.axes[0]
-        first.set_ylabel("predicted level")
-        first.legend(title="data set with", loc="lower right", handletextpad=0.1)
+            axes.set_xlabel("hidden quality, items of the first seed")
+        scatters[0].set_ylabel("predicted level")
+        scatters[0].legend(title="data set with", loc="lower right", handletextpad=0.1)
+        panels = below.subplots(1, len(METRICS))
+        for axes, metric in zip(panels, METRICS, strict=True):
+            figures.changes(axes, results, metric, named=axes is panels[0])
     return drawn
 
 

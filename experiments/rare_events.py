@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from experiments import harness
 from experiments.envs import creatives, funnels
 from experiments.harness import figures
-from reweight import _checks
 
 __all__ = ["CLAIMS", "METHODS", "METRICS", "Config", "draw", "run"]
 
@@ -40,6 +39,7 @@ METHODS: dict[str, str] = {
 # has 1.2 % of the examples, 16 seeds did not tell PRESTO from logistic regression.
 RARITIES = {"rare": (0.0, 3.5, 5.5), "rarer": (0.0, 4.0, 6.0)}
 SHARES = {"rare": "0.7 %", "rarer": "0.5 %"}
+FIT_COLORS = dict(zip(funnels.FITS, figures.PALETTE, strict=False))
 
 METRICS = (
     *(
@@ -87,8 +87,7 @@ class Config(harness.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("examples", "features", "lives", "steps", "batch_size"):
-            _checks.number("experiments.Config", name, getattr(self, name), low=1, integer=True)
+        self.check_counts("examples", "features", "lives", "steps", "batch_size")
 
     @classmethod
     def smoke(cls) -> Self:
@@ -139,33 +138,35 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
                 context=inner,
                 mesh=config.mesh,
             )
-    return harness.Results(
-        experiment="rare_events",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves=curves,
-        labels=METHODS,
-    )
+    return harness.Results.of(config, values, curves)
 
 
 def _draw_fits(axes: Axes, results: harness.Results) -> None:
-    truth = results.curves["rarer/truth"]
-    order = np.argsort(truth)
-    for name, color in zip(funnels.FITS, figures.PALETTE[1:], strict=False):
+    """Medians and the middle 80 % of what is fitted for the first seed, in groups of examples by the truth."""
+    truth = 100 * results.curves["rarer/truth"]
+    groups = np.array_split(np.argsort(truth), 20)
+    at = [np.median(truth[rows]) for rows in groups]
+    axes.plot([at[0], at[-1]], [at[0], at[-1]], color="#444444", linewidth=1, linestyle="--")
+    for name, color in FIT_COLORS.items():
         if f"rarer/{name}" in results.curves:
-            fitted = results.curves[f"rarer/{name}"][order]
-            axes.plot(100 * truth[order], 100 * fitted, ".", markersize=2, alpha=0.4, color=color)
-            axes.plot([], [], "o", color=color, label=results.label(name))
-    low, high = 100 * truth.min(), 100 * truth.max()
-    axes.plot([low, high], [low, high], color="#444444", linewidth=1)
-    axes.set(xscale="log", yscale="log", ylim=(0.1 * low, 10 * high))
-    axes.set(xlabel="true probability of the rarest class, %", ylabel="fitted, %")
-    axes.set_title("Rare classes borrow from frequent ones")
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper left", handletextpad=0.1)
+            fitted = 100 * results.curves[f"rarer/{name}"]
+            low, median, high = np.array([np.quantile(fitted[rows], (0.1, 0.5, 0.9)) for rows in groups]).T
+            axes.fill_between(at, low, high, color=color, alpha=0.18, linewidth=0)
+            axes.plot(at, median, color=color)
+    axes.set(xscale="log", yscale="log", xlabel="true, %", ylabel="fitted, %")
+    axes.set_title(f"Probability of the rarest class ({SHARES['rarer']}),\nmedian and middle 80 %, first seed")
+
+
+def _draw_errors(axes: Axes, results: harness.Results) -> None:
+    names = [name for name in funnels.FITS if name in results.values]
+    for i, name in enumerate(names):
+        for rarity, shift, fill in zip(RARITIES, (-0.12, 0.12), ("white", None), strict=True):
+            found, color = results.interval(name, f"error_{rarity}"), FIT_COLORS[name]
+            figures.interval(axes, found, i + shift, color=color, markerfacecolor=fill or color)
+    figures.name_rows(axes, [results.label(name) for name in names], [FIT_COLORS[name] for name in names])
+    axes.set_xlabel("error over spread (1: a constant)")
+    rare, rarer = SHARES.values()
+    axes.set_title(f"Error: rarest class of\n{rare} (open), {rarer} (filled)")
 
 
 def _draw_indices(axes: Axes, results: harness.Results) -> None:
@@ -173,26 +174,24 @@ def _draw_indices(axes: Axes, results: harness.Results) -> None:
     indices = [metric for metric in METRICS if metric.table == "concordance index"]
     for i, name in enumerate(names):
         for j, metric in enumerate(indices):
-            mean, low, high = (100 * x for x in results.interval(name, metric.name))
-            axes.errorbar(
-                mean, j + 0.16 * (i - (len(names) - 1) / 2), xerr=[[mean - low], [high - mean]],
-                color=figures.PALETTE[i], marker=figures.MARKERS[i], capsize=2, linestyle="none",
+            figures.interval(
+                axes, results.interval(name, metric.name), j + 0.16 * (i - (len(names) - 1) / 2), scale=100,
+                color=figures.PALETTE[i], marker=figures.MARKERS[i], linestyle="none",
                 label=results.label(name) if j == 0 else None,
             )  # fmt: skip
-    axes.set_yticks(range(len(indices)), [metric.label for metric in indices])
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
+    figures.name_rows(axes, [metric.label for metric in indices], ["#000000"] * len(indices))
     axes.set_xlabel("concordance index, %")
     axes.set_title("A fine grid ranks short lives")
     if names:
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.2), ncols=2)
 
 
 def draw(results: harness.Results) -> Figure:
-    """Left: fitted against true probabilities of the rarest class. Right: concordance indices of the lives."""
-    with figures.figure(9.6, 3.7) as drawn:
-        left, right = drawn.subplots(1, 2)
+    """Left: fitted against true probabilities of the rarest class, and their errors. Right: the ranks of the lives."""
+    with figures.figure(10.2, 3.9) as drawn:
+        left, middle, right = drawn.subplots(1, 3, width_ratios=[1.1, 1, 1.3])
         _draw_fits(left, results)
+        _draw_errors(middle, results)
         _draw_indices(right, results)
     return drawn
 

@@ -23,7 +23,7 @@ from experiments import harness
 from experiments.envs import stable_classes
 from experiments.envs.stable_classes import LAWS
 from experiments.harness import figures
-from reweight import _checks, dynamics
+from reweight import dynamics
 from reweight.losses import adversarial
 from reweight.train import LossOutput, TrainState, init_state, make_step
 
@@ -94,9 +94,8 @@ class Config(harness.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("examples", "steps", "batch_size"):
-            _checks.number("experiments.Config", name, getattr(self, name), low=1, integer=True)
-        _checks.number("experiments.Config", "learning_rate", self.learning_rate, low=0, open_low=True, open_high=True)
+        self.check_counts("examples", "steps", "batch_size")
+        self.check_positive("learning_rate")
 
     @classmethod
     def smoke(cls) -> Self:
@@ -159,7 +158,6 @@ def _learn(config: Config, context: harness.Context) -> Params:
         num_steps=config.steps,
         context=context,
         stacked_arrays=True,
-        every=max(1, config.steps // 50),
         mesh=config.mesh,
     )
     return state.params
@@ -202,16 +200,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
             values[name] |= {f"{law}_disparity_{ratio}": by_ratio[ratio] for ratio in RATIOS[1:]}
             values[name][f"{law}_growth"] = by_ratio[10] - by_ratio[2]
         values[name]["gaussian_distance"] = np.abs(found[:, i, 0] - best[i]).max(axis=(1, 2))
-    return harness.Results(
-        experiment="robust_disparity",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves={"balanced": balanced, "disparity": disparity, "closed_form": best},
-        labels={name: method.label for name, method in METHODS.items()},
-    )
+    return harness.Results.of(config, values, {"balanced": balanced, "disparity": disparity, "closed_form": best})
 
 
 def draw(results: harness.Results) -> Figure:

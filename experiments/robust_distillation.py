@@ -99,8 +99,7 @@ class Config(harness.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "teacher_steps", "batch_size", "width", "teacher_width"):
-            _checks.number("experiments.Config", name, getattr(self, name), low=1, integer=True)
+        self.check_counts("steps", "teacher_steps", "batch_size", "width", "teacher_width")
         for name in ("learning_rate", "weight_rate", "temperature_rate", "eps"):
             _checks.number("experiments.Config", name, getattr(self, name), low=0, open_high=True)
 
@@ -187,7 +186,6 @@ class _Run(NamedTuple):
             num_steps=steps,
             context=self.context,
             stacked_arrays=True,
-            every=max(1, steps // 50),
             mesh=self.config.mesh,
         )
 
@@ -274,16 +272,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
             params, courses = _student(shared, name, teachers)
             values[name] = shared.scores(shared.student, params)
             curves |= {f"{course}/{name}": numbers for course, numbers in courses.items()}
-    return harness.Results(
-        experiment="robust_distillation",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves=curves,
-        labels={name: method.label for name, method in METHODS.items()},
-    )
+    return harness.Results.of(config, values, curves)
 
 
 def draw(results: harness.Results) -> Figure:

@@ -20,7 +20,7 @@ from experiments import harness
 from experiments.envs import robust_digits
 from experiments.envs.robust_digits import AttackConfig, Training, attack_options, logits
 from experiments.harness import figures
-from reweight import _checks, schedules
+from reweight import schedules
 from reweight.losses import adversarial
 from reweight.train import LossOutput
 
@@ -104,7 +104,7 @@ class Config(AttackConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _checks.number("experiments.Config", "natural_steps", self.natural_steps, low=1, integer=True)
+        self.check_counts("natural_steps")
 
     @classmethod
     def smoke(cls) -> Self:
@@ -145,16 +145,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
             (clean, robust), (_, learned) = bench.recalls(params), bench.recalls(params, "train")
             clean, robust, learned = (recalls.mean(axis=1) for recalls in (clean, robust, learned))
             values[name] = {"clean": clean, "robust": robust, "mean": (clean + robust) / 2, "gap": learned - robust}
-    return harness.Results(
-        experiment="robust_finetuning",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves=curves,
-        labels={name: method.label for name, method in METHODS.items()},
-    )
+    return harness.Results.of(config, values, curves)
 
 
 def draw(results: harness.Results) -> Figure:
@@ -165,22 +156,15 @@ def draw(results: harness.Results) -> Figure:
         *sides, right = drawn.subplots(1, 3, width_ratios=[1, 1, 1.3])
         for axes, metric in zip(sides, ("robust", "clean"), strict=True):
             for row, name in enumerate(methods):
-                mean, low, high = (100 * x for x in results.interval(name, metric))
-                axes.errorbar(
-                    mean, row, xerr=[[mean - low], [high - mean]],
-                    color=colors[name], marker=figures.MARKERS[row], capsize=2.5, linewidth=1.4,
-                )  # fmt: skip
+                found = results.interval(name, metric)
+                figures.interval(axes, found, row, color=colors[name], marker=figures.MARKERS[row], scale=100)
             title = "Under attack" if metric == "robust" else "Clean"
             if "natural" in results.values:
                 title += f"\n{results.label('natural')}: {100 * results.interval('natural', metric).mean:.1f}%"
             axes.set_title(title)
             axes.set_xlabel("accuracy, %")
-            axes.grid(axis="y", visible=False)
-            axes.set_ylim(len(methods) - 0.5, -0.5)
             labels = [results.label(name) for name in methods]
-            axes.set_yticks(range(len(methods)), labels if axes is sides[0] else [""] * len(methods))
-            for text, name in zip(axes.get_yticklabels(), methods, strict=True):
-                text.set_color(colors[name])
+            figures.name_rows(axes, labels, list(colors.values()), named=axes is sides[0])
         for name in methods:
             rates = results.curves.get(f"rate/{name}")
             if rates is not None:

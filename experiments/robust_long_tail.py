@@ -141,23 +141,13 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
                 "robust_frequent": robust[:, :RARE].mean(axis=1),
             }
             curves[f"robust/{name}"] = robust
-    return harness.Results(
-        experiment="robust_long_tail",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves=curves | {"class_counts": counts},
-        labels={name: method.label for name, method in METHODS.items()},
-    )
+    return harness.Results.of(config, values, curves | {"class_counts": counts})
 
 
 def draw(results: harness.Results) -> Figure:
     """Left: every class under attack, by its number of examples. Right: what each method changes."""
     counts = results.curves["class_counts"]
     methods = list(results.values)
-    baseline = methods[0]
     colors = dict(zip(methods, figures.PALETTE, strict=False))
     with figures.figure(9.6, 3.6) as drawn:
         left, *rest = drawn.subplots(1, 3, width_ratios=[1.7, 1, 1])
@@ -173,25 +163,10 @@ def draw(results: harness.Results) -> Figure:
         left.legend(
             [left.lines[i] for i in range(len(methods))], [results.label(name) for name in methods], loc="lower left"
         )
-        for j, (axes, name) in enumerate(zip(rest, ("robust_rare", "robust_frequent"), strict=True)):
-            metric = next(metric for metric in METRICS if metric.name == name)
-            for row, method in enumerate(methods):
-                mean, low, high = (100 * x for x in results.difference(method, baseline, name))
-                axes.errorbar(
-                    mean, row, xerr=[[mean - low], [high - mean]],
-                    color=colors[method], marker=figures.MARKERS[row], capsize=2.5, linewidth=1.4,
-                )  # fmt: skip
-            axes.axvline(0, color="#999999", linewidth=0.8, zorder=0)
-            level = 100 * results.interval(baseline, name).mean
-            axes.set_title(
-                f"{metric.label.removeprefix('under attack, ')} classes\n{METHODS[baseline].label}: {level:.1f}%"
-            )
+        for axes, metric in zip(rest, METRICS[-2:], strict=True):
+            title = f"{metric.label.removeprefix('under attack, ')} classes"
+            figures.changes(axes, results, metric, title=title, named=axes is rest[0])
             axes.set_xlabel("change under attack, points")
-            axes.grid(axis="y", visible=False)
-            axes.set_ylim(len(methods) - 0.5, -0.5)
-            axes.set_yticks(range(len(methods)), [results.label(m) for m in methods] if j == 0 else [""] * len(methods))
-            for text, method in zip(axes.get_yticklabels(), methods, strict=True):
-                text.set_color(colors[method])
     return drawn
 
 

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from experiments import harness
 from experiments.harness import figures
-from reweight import _checks, optim
+from reweight import optim
 from reweight.losses.classification import cross_entropy
 
 __all__ = ["CLAIMS", "METHODS", "METRICS", "Config", "Descent", "draw", "run", "sphere"]
@@ -110,12 +110,8 @@ class Config(harness.ClassifierConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        low = functools.partial(_checks.number, "experiments.Config", low=1, integer=True)
-        low("sphere_seeds", self.sphere_seeds)
-        low("sphere_steps", self.sphere_steps)
-        _checks.number(
-            "experiments.Config", "adam_learning_rate", self.adam_learning_rate, low=0, open_low=True, open_high=True
-        )
+        self.check_counts("sphere_seeds", "sphere_steps")
+        self.check_positive("adam_learning_rate")
 
     @classmethod
     def smoke(cls) -> Self:
@@ -221,16 +217,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
             values[name]["accuracy"] = outcome.recalls.mean(axis=1)
             curves |= {f"norm_growth/{name}": growth, f"effective_step/{name}": steps}
             curves["network_steps"] = outcome.steps
-    return harness.Results(
-        experiment="scale_invariance",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves=curves,
-        labels={name: method.label for name, method in METHODS.items()},
-    )
+    return harness.Results.of(config, values, curves)
 
 
 def draw(results: harness.Results) -> Figure:

@@ -97,11 +97,10 @@ class Config(harness.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        function = "experiments.Config"
-        for name, low in (("labels_per_class", 1), ("steps", 1), ("batch_size", 3)):
-            _checks.number(function, name, getattr(self, name), low=low, integer=True)
-        _checks.number(function, "learning_rate", self.learning_rate, low=0, open_low=True, open_high=True)
-        _checks.number(function, "threshold", self.threshold, low=0, high=1)
+        self.check_counts("labels_per_class", "steps")
+        self.check_counts("batch_size", low=3)
+        self.check_positive("learning_rate")
+        _checks.number("experiments.Config", "threshold", self.threshold, low=0, high=1)
 
     @classmethod
     def smoke(cls) -> Self:
@@ -220,7 +219,6 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
                 num_steps=config.steps,
                 context=inner,
                 stacked_arrays=True,
-                every=max(1, config.steps // 50),
                 eval_fn=evaluate,
                 eval_every=every,
                 mesh=config.mesh,
@@ -229,37 +227,32 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
             metrics = ("accuracy", "test_accuracy", "used", "right")[: 4 if method.unlabelled_weight else 2]
             values[name] = {metric: np.asarray(found[metric], np.float64) for metric in metrics}
             curves |= {f"{metric}/{name}": measured[metric] for metric in metrics}
-    return harness.Results(
-        experiment="semi_supervised",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves=curves,
-        labels={name: method.label for name, method in METHODS.items()},
-    )
+    return harness.Results.of(config, values, curves)
 
 
-def _draw_curves(axes: Axes, results: harness.Results, metric: str, title: str) -> None:
+def _draw_curves(axes: Axes, results: harness.Results, metric: str, title: str, *, against: str | None = None) -> None:
+    """A metric over the steps, in percent; or how far it is above that of another method, paired over the seeds."""
     ends = {}
     for name, color in zip(METHODS, figures.PALETTE, strict=False):
         if f"{metric}/{name}" in results.curves:
             values = 100 * results.curves[f"{metric}/{name}"]
+            if against is not None:
+                values = values - 100 * results.curves[f"{metric}/{against}"]
             line = figures.band(axes, results.curves["steps"], values, label="", color=color)
             x, y = (float(np.asarray(coordinates)[-1]) for coordinates in line.get_data())
             ends[results.label(name)] = (x, y, color)
-    axes.set(title=title, xlabel="step", ylabel="%")
+    axes.set(title=title, xlabel="step", ylabel="%" if against is None else "points")
     figures.label_ends(axes, ends)
 
 
 def draw(results: harness.Results) -> Figure:
-    """Over the steps: test accuracy, the share of unlabelled examples used, and the share of these that is right."""
-    with figures.figure(11.4, 3.4) as drawn:
+    """Over the steps: what is gained in test accuracy, the share of examples used, and which share of them is right."""
+    baseline, *_ = results.values
+    level = 100 * results.interval(baseline, "test_accuracy").mean
+    with figures.figure(11.4, 3.6) as drawn:
         left, middle, right = drawn.subplots(1, 3)
-        _draw_curves(left, results, "test_accuracy", "Test accuracy")
-        low = 100 * min(results.curves[key][:, 1:].mean() for key in results.curves if key.startswith("test_accuracy/"))
-        left.set_ylim(bottom=low - 5)
+        title = f"Test accuracy above that of\n{results.label(baseline)} ({level:.1f}% at the end)"
+        _draw_curves(left, results, "test_accuracy", title, against=baseline)
         _draw_curves(middle, results, "used", "Unlabelled examples that are used")
         _draw_curves(right, results, "right", "Of these, predicted rightly")
     return drawn

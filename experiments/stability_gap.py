@@ -23,7 +23,7 @@ from experiments import harness
 from experiments.envs import digit_tasks
 from experiments.envs.digit_tasks import CLASSES
 from experiments.harness import figures
-from reweight import _checks, dynamics
+from reweight import dynamics
 from reweight.losses import classification, continual
 from reweight.metrics import continual as metrics
 from reweight.train import TrainState, init_state
@@ -95,9 +95,8 @@ class Config(harness.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "batch_size", "kept", "width"):
-            _checks.number("experiments.Config", name, getattr(self, name), low=1, integer=True)
-        _checks.number("experiments.Config", "learning_rate", self.learning_rate, low=0, open_low=True, open_high=True)
+        self.check_counts("steps", "batch_size", "kept", "width")
+        self.check_positive("learning_rate")
 
     @classmethod
     def smoke(cls) -> Self:
@@ -278,16 +277,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
             values[name] = _scores(accuracies, current, second)
             curves[f"accuracy/{name}"] = accuracies
             curves[f"stability/{name}"], curves[f"plasticity/{name}"] = second["stability"], second["plasticity"]
-    return harness.Results(
-        experiment="stability_gap",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves=curves,
-        labels={name: method.label for name, method in METHODS.items()},
-    )
+    return harness.Results.of(config, values, curves)
 
 
 def draw(results: harness.Results) -> Figure:
@@ -327,16 +317,10 @@ def draw(results: harness.Results) -> Figure:
         middle.set_title(f"Who pulls ({results.label(shown)})")
         for i, name in enumerate(names):
             color = figures.PALETTE[i]
-            for metric, filled in (("minimum", True), ("end", False)):
-                mean, low, high = (100 * x for x in results.interval(name, metric))
-                right.errorbar(
-                    mean, i, xerr=[[mean - low], [high - mean]], color=color, marker="o", capsize=2.5,
-                    markerfacecolor=color if filled else "white",
-                )  # fmt: skip
-        right.set_yticks(range(len(names)), [results.label(name) for name in names])
-        for text, color in zip(right.get_yticklabels(), figures.PALETTE, strict=False):
-            text.set_color(color)
-        right.invert_yaxis()
+            for metric, fill in (("minimum", color), ("end", "white")):
+                found = results.interval(name, metric)
+                figures.interval(right, found, i, color=color, scale=100, markerfacecolor=fill)
+        figures.name_rows(right, [results.label(name) for name in names])
         right.set(xlabel="accuracy on the old task, %", title="At the end (open), lowest (filled)")
     return drawn
 

@@ -150,15 +150,13 @@ class Config(harness.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        low = functools.partial(_checks.number, "experiments.Config", integer=True)
-        for name in ("steps", "batch_size", "chunk", "tokens", "features", "timed_tokens", "timed_vocabulary"):
-            low(name, getattr(self, name), low=1)
-        low("vocabulary", self.vocabulary, low=TASK.vocab_size)
+        self.check_counts("steps", "batch_size", "chunk", "tokens", "features", "timed_tokens", "timed_vocabulary")
+        self.check_counts("vocabulary", low=TASK.vocab_size)
         if not self.vocabularies:
             _checks.fail("experiments.Config", "vocabularies", "empty", "at least one")
         for size in self.vocabularies:
-            low("vocabularies", size, low=1)
-        _checks.number("experiments.Config", "learning_rate", self.learning_rate, low=0, open_low=True, open_high=True)
+            _checks.number("experiments.Config", "vocabularies", size, low=1, integer=True)
+        self.check_positive("learning_rate")
 
     @classmethod
     def smoke(cls) -> Self:
@@ -275,16 +273,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
         values[name]["memory"] = np.full(config.seeds, over_vocabulary[-1])
     for name, taken in _times(measured, config).items():
         values[name]["milliseconds"] = taken
-    return harness.Results(
-        experiment="token_memory",
-        question=(__doc__ or "").splitlines()[0],
-        config=dataclasses.asdict(config),
-        metrics=METRICS,
-        values=values,
-        claims=CLAIMS,
-        curves=curves,
-        labels={name: method.label for name, method in METHODS.items()},
-    )
+    return harness.Results.of(config, values, curves)
 
 
 def _binary(size: float) -> str:

@@ -170,7 +170,6 @@ def learn_lifetimes(
         num_steps=steps,
         context=context,
         stacked_arrays=True,
-        every=max(1, steps // 50),
         mesh=mesh,
     )
 

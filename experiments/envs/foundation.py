@@ -159,7 +159,6 @@ def tune(
             num_steps=steps,
             context=context,
             stacked_arrays=True,
-            every=max(1, steps // 50),
             mesh=mesh,
         )
         return jax.device_get(state.params)  # from wherever the mesh had them

@@ -63,8 +63,7 @@ class AttackConfig(harness.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "batch_size", "width", "attack_steps"):
-            _checks.number("experiments.Config", name, getattr(self, name), low=1, integer=True)
+        self.check_counts("steps", "batch_size", "width", "attack_steps")
         for name in ("learning_rate", "eps"):
             _checks.number("experiments.Config", name, getattr(self, name), low=0, open_high=True)
 
@@ -174,7 +173,6 @@ class Bench(NamedTuple):
             num_steps=steps,
             context=self.context,
             stacked_arrays=True,
-            every=max(1, steps // 50),
             mesh=config.mesh,
         )
         return state.params

@@ -2,10 +2,11 @@
 
 An experiment module is a docstring whose first line is its question, and
 
-    METHODS = {...}                      the methods, by name
+    METHODS = {...}                      the methods, by name, each with a label for figures
+    METRICS = (Metric(...), ...)         what is measured of them
     CLAIMS = (Claim(...), ...)           what papers say of them
     class Config(harness.Config): ...    a frozen dataclass; its fields are the options of the command line
-    def run(config, context=Context()) -> Results
+    def run(config, context=Context()) -> Results.of(config, values, curves)
     def draw(results) -> Figure
     harness.main("<module>", config=Config, run=run, draw=draw)
 """

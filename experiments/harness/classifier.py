@@ -59,12 +59,10 @@ class ClassifierConfig(configs.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        function = configs.FUNCTION
         data.DataConfig(self.data)
-        _checks.choice(function, "model", self.model, tuple(models.MODELS))
-        _checks.number(function, "steps", self.steps, low=1, integer=True)
-        _checks.number(function, "batch_size", self.batch_size, low=1, integer=True)
-        _checks.number(function, "learning_rate", self.learning_rate, low=0, open_low=True, open_high=True)
+        _checks.choice(configs.FUNCTION, "model", self.model, tuple(models.MODELS))
+        self.check_counts("steps", "batch_size")
+        self.check_positive("learning_rate")
 
     @property
     def on_device(self) -> bool:

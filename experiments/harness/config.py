@@ -36,12 +36,22 @@ class Config:
     """Whether the seeds can be divided among devices. What only solves or evaluates runs where it is."""
 
     def __post_init__(self) -> None:
-        _checks.number(FUNCTION, "seeds", self.seeds, low=1, integer=True)
-        _checks.number(FUNCTION, "first_seed", self.first_seed, low=0, integer=True)
+        self.check_counts("seeds")
+        self.check_counts("first_seed", low=0)
         for name in self.methods:
             _checks.choice(FUNCTION, "methods", name, tuple(self.table))
         if self.mesh is not None and not self.spreads:
             _checks.fail(FUNCTION, "mesh", repr(self.mesh), "none, as this experiment trains nothing on devices")
+
+    def check_counts(self, *names: str, low: int = 1) -> None:
+        """Checks that the fields of these names are whole numbers from `low` on."""
+        for name in names:
+            _checks.number(FUNCTION, name, getattr(self, name), low=low, integer=True)
+
+    def check_positive(self, *names: str) -> None:
+        """Checks that the fields of these names are numbers above 0."""
+        for name in names:
+            _checks.number(FUNCTION, name, getattr(self, name), low=0, open_low=True, open_high=True)
 
     @property
     def seed_numbers(self) -> np.ndarray:

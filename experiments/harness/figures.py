@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from experiments.harness.claims import mean_interval
+from experiments.harness.claims import Interval, mean_interval
+from experiments.harness.results import Metric, Results
 
-__all__ = ["MARKERS", "PALETTE", "band", "figure", "label_ends", "save"]
+__all__ = ["MARKERS", "PALETTE", "band", "changes", "figure", "interval", "label_ends", "name_rows", "save"]
 
 # Okabe and Ito's palette without its yellow (too light on white), the baseline's black first.
 PALETTE = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#7F7F7F", "#44AA99")
@@ -66,6 +67,58 @@ def band(
     axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
     (line,) = axes.plot(x, mean, label=label, color=color)
     return line
+
+
+def interval(
+    axes: Axes, found: Interval, row: float, *, color: str, marker: str = "o", scale: float = 1, **options: Any
+) -> None:
+    """Draws a mean and its interval, times `scale`, as a dot with a bar in a row of the axes."""
+    mean, low, high = (scale * x for x in found)
+    style = {"capsize": 2.5, "linewidth": 1.4} | options
+    axes.errorbar(mean, row, xerr=[[mean - low], [high - mean]], color=color, marker=marker, **style)
+
+
+def name_rows(axes: Axes, labels: Sequence[str], colors: Sequence[str] = PALETTE, *, named: bool = True) -> None:
+    """Rows from the top on, with their names at the left in the colours of what is in them; or without names."""
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(max(len(labels), 1) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    for text, color in zip(axes.get_yticklabels(), colors, strict=False):
+        text.set_color(color)
+    if not named:
+        axes.tick_params(axis="y", labelleft=False, length=0)
+
+
+def changes(
+    axes: Axes,
+    results: Results,
+    metric: Metric,
+    methods: Sequence[str] | None = None,
+    *,
+    title: str = "",
+    named: bool = True,
+) -> None:
+    """Draws what methods change of a metric against the first of them, paired over the seeds, with 95% intervals.
+
+    Args:
+      axes: where to draw; a row a method.
+      results: of an experiment.
+      metric: one of its metrics.
+      methods: their names. Default: all, in the order of the results.
+      title: what stands above the level of the first method. Default: the label of the metric.
+      named: whether the methods are named at the left; not in a second panel of the same rows.
+    """
+    methods = list(results.values) if methods is None else methods
+    baseline = methods[0]
+    scale, unit = (100, "%") if metric.percent else (1, "")
+    for row, name in enumerate(methods):
+        change = results.difference(name, baseline, metric.name)
+        interval(axes, change, row, color=PALETTE[row], marker=MARKERS[row], scale=scale)
+    axes.axvline(0, color="#999999", linewidth=0.8, zorder=0)
+    level = metric.text(results.interval(baseline, metric.name).mean)
+    axes.set_title(f"{title or metric.label}\n{results.label(baseline)}: {level}{unit}")
+    axes.set_xlabel("change, points" if metric.percent else "change")
+    name_rows(axes, [results.label(name) for name in methods], named=named)
 
 
 def label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:

@@ -3,8 +3,9 @@
 import dataclasses
 import pathlib
 import platform
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jaxlib
@@ -19,6 +20,7 @@ import reweight
 from experiments.harness import claims as claims_module
 from experiments.harness import folder
 from experiments.harness.claims import Claim, Interval, Verdict
+from experiments.harness.config import Config
 
 __all__ = ["Metric", "Results"]
 
@@ -70,6 +72,33 @@ class Results:
     claims: Sequence[Claim] = ()
     curves: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        values: Mapping[str, Mapping[str, np.ndarray]],
+        curves: Mapping[str, np.ndarray],
+        labels: Mapping[str, str] | None = None,
+    ) -> Self:
+        """The results of the module that `config` comes from, with its name, question, metrics and claims.
+
+        The methods are called by their labels in the module's `METHODS`, where they have labels or are such, unless
+        others are given.
+        """
+        module = sys.modules[type(config).__module__]
+        if labels is None:
+            labels = {name: getattr(method, "label", method) for name, method in module.METHODS.items()}
+        return cls(
+            experiment=pathlib.Path(str(module.__file__)).stem,
+            question=(module.__doc__ or "").splitlines()[0],
+            config=dataclasses.asdict(config),
+            metrics=module.METRICS,
+            values=values,
+            claims=module.CLAIMS,
+            curves=curves,
+            labels=labels,
+        )
 
     def label(self, method: str) -> str:
         """What figures call a method."""

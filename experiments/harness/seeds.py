@@ -32,7 +32,7 @@ def train_seeds(
     num_steps: int,
     context: Context,
     stacked_arrays: bool = False,
-    every: int = 10,
+    every: int | None = None,
     chunks: int = 2,
     eval_fn: Callable[[TrainState], dict[str, Array]] | None = None,
     eval_every: int | None = None,
@@ -54,7 +54,7 @@ def train_seeds(
       num_steps: the step to stop at.
       context: where to write and whom to tell of progress.
       stacked_arrays: see `run_on_device`.
-      every: steps between two records of the metrics; one more is made after the last step.
+      every: steps between two records of the metrics; one more is made after the last step. Default: a fiftieth of all.
       chunks: into how many pieces the run is cut.
       eval_fn: named arrays to be measured of the state of a seed now and then; see `run_on_device`.
       eval_every: steps between two of them.
@@ -67,6 +67,7 @@ def train_seeds(
     """
     seeds = len(state.step)
     chunk = -(-num_steps // chunks)
+    every = max(1, num_steps // 50) if every is None else every
     if mesh is not None:
         devices = parallel.make_mesh(mesh)
         keys = _spread(keys, devices)

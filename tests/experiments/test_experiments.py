@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import experiments.__main__ as listing
-from experiments import harness, long_tail, scale_invariance, token_memory
+from experiments import harness, linear_probes, long_tail, scale_invariance, token_memory
 from experiments.harness import figures, folder, language
 from reweight import optim
 from reweight.train import on_device
@@ -340,3 +340,28 @@ def test_a_band_is_the_interval_over_the_seeds():
         logarithmic = figures.band(axes, [0, 1], values, label="", color="k", log=True)
     np.testing.assert_allclose(line.get_ydata(), [2, 505])
     np.testing.assert_allclose(logarithmic.get_ydata(), [3**0.5, 100])
+
+
+def test_changes_are_paired_and_stand_in_rows_with_their_names():
+    values = {"a": {"m": np.array([0.1, 0.5])}, "b": {"m": np.array([0.2, 0.6])}}
+    metric = harness.Metric("m", "metric", percent=True, digits=1)
+    results = harness.Results("x", "?", {}, (metric,), values, labels={"a": "one", "b": "two"})
+    with figures.figure(4, 2) as drawn:
+        named, bare = drawn.subplots(1, 2)
+        figures.changes(named, results, metric)
+        figures.changes(bare, results, metric, ["b", "a"], title="title", named=False)
+    assert [text.get_text() for text in named.get_yticklabels()] == ["one", "two"]
+    assert named.get_title(loc="left") == "metric\none: 30.0%"
+    assert bare.get_title(loc="left") == "title\ntwo: 40.0%"
+    for axes, change in ((named, 10), (bare, -10)):
+        bars = [container.lines[2][0].get_segments()[0] for container in axes.containers]
+        np.testing.assert_allclose(bars, [[[0, 0], [0, 0]], [[change, 1], [change, 1]]], atol=1e-9)
+
+
+def test_results_are_called_by_their_module():
+    config = linear_probes.Config(seeds=2)
+    results = harness.Results.of(config, {}, {})
+    assert (results.experiment, results.config["seeds"]) == ("linear_probes", 2)
+    assert results.question == listing.questions()["linear_probes"]
+    assert results.label("naive_bayes") == "naive Bayes"
+    assert harness.Results.of(long_tail.Config(), {}, {}).label("lade") == "LADE"
