@@ -152,8 +152,12 @@ def require(function: str, signals: Mapping[str, Any], names: tuple[str, ...]) -
 
 
 def accumulation_dtype(*values: Any) -> jnp.dtype:
-    """The dtype in which sums over `values` are taken: their common float dtype, at least float32."""
-    return jnp.promote_types(jnp.result_type(*values), jnp.float32)
+    """The dtype in which sums over `values` are taken: their common float dtype, at least float32.
+
+    Integers alone are no reason for float32 where float64 is enabled.
+    """
+    common = jnp.result_type(*values)
+    return jnp.promote_types(common if jnp.issubdtype(common, jnp.inexact) else jnp.result_type(float), jnp.float32)
 
 
 def kept(mask: Any, shape: int | tuple[int, ...]) -> jax.Array:

@@ -23,9 +23,11 @@ class_counts = st.lists(st.integers(1, 10**6), min_size=4, max_size=4)
 def test_effective_number_weights_agree_with_the_golden_numbers(case, x64):
     params, expected = case["params"], case["expected"]["class_weights"]
     betas, rows = (params["beta_list"], expected) if "beta_list" in params else ([params["beta"]], [expected])
-    counts = np.array(params.get("class_counts", case["inputs"].get("class_counts")), np.float64)
+    counts = np.array(params.get("class_counts", case["inputs"].get("class_counts")))
     for beta, row in zip(betas, rows, strict=True):
-        np.testing.assert_allclose(weights.effective_number_weights(counts, beta=beta), row, rtol=1e-8)
+        for dtype in (np.float64, np.int32, np.int64):
+            came = weights.effective_number_weights(counts.astype(dtype), beta=beta)
+            np.testing.assert_allclose(came, row, rtol=1e-8)
 
 
 def test_class_balanced_cross_entropy_agrees_with_the_golden_numbers(x64):
