@@ -26,12 +26,14 @@ class Adapted(NamedTuple):
       opt_state: the state of the optimizer after the step.
       logits: the predictions of the batch before the step `[B, C]`.
       kept: 1 for the examples that were sure enough to be learned from, 0 for the others `[B]`.
+      loss: their mean entropy before the step; 0 if there is none.
     """
 
     params: Tree
     opt_state: Any
     logits: Logits
     kept: Float[Array, " batch"]
+    loss: Float[Array, ""]
 
 
 def entropy_step(
@@ -51,7 +53,7 @@ def entropy_step(
     | method | optimizer | fraction |
     |---|---|---|
     | Tent | any | above 1: all are kept |
-    | SAR | `optim.sharpness_aware(inner, gap_weight=0.0)` | 0.4 |
+    | SAR, with `recovery` | `optim.sharpness_aware(inner, gap_weight=0.0)` | 0.4 |
     | RSGS, the step of CSFA | `optim.sharpness_aware(inner)` | 0.4 |
 
     Args:
@@ -94,4 +96,4 @@ def entropy_step(
     some = jnp.any(kept != 0)
     new = (optax.apply_updates(params, updates), moved)
     params, opt_state = jax.tree.map(lambda x, old: jnp.where(some, x, old), new, (params, opt_state))
-    return Adapted(params, opt_state, logits, kept)
+    return Adapted(params, opt_state, logits, kept, value)

@@ -13,6 +13,7 @@ from reweight.losses import (
     preference,
     ranking,
     segmentation,
+    self_supervised,
     semi_supervised,
     survival,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "preference",
     "ranking",
     "segmentation",
+    "self_supervised",
     "semi_supervised",
     "survival",
 ]

@@ -41,6 +41,29 @@ def take_step(inputs, kernel, mask=None, fraction=0.4):
     return adapt.entropy_step(lambda k: inputs @ k, kernel, state, optimizer, fraction=fraction, mask=mask).params
 
 
+def left_after(losses, sure, threshold=0.2, decay=0.9):
+    """What is left of steps from 0 to 1, 2, ..., each with one loss, and the running mean."""
+    recover = adapt.recovery(threshold=threshold, decay=decay)
+
+    def step(state, now):
+        number, loss, sure = now
+        came, state = recover.update(state, adapt.Adapted(number, (), jnp.zeros((1, 2)), sure[None], loss))
+        return state, (came.params, state.average)
+
+    numbers = jnp.arange(1.0, 1 + len(losses))
+    return jax.lax.scan(step, recover.init(jnp.zeros(()), ()), (numbers, losses, sure))[1]
+
+
+def left_by_hand(losses, sure, threshold, decay):
+    left, means, mean = [], [], None
+    for number, (loss, some) in enumerate(zip(losses, sure, strict=True), 1):
+        if some:
+            mean = loss if mean is None else decay * mean + (1 - decay) * loss
+        left.append(0 if mean is not None and mean < threshold else number)
+        means.append(0 if mean is None else mean)
+    return np.array(left, float), np.array(means)
+
+
 def ascend(grads, rho=0.05, eps=1e-12):
     return rho * grads / (np.linalg.norm(grads) + eps)
 
@@ -151,6 +174,20 @@ CASES = [
             **{name: "meets the model first; tested in tests/adapt" for name in ("inputs", "mask")},
         },
         bad={"fraction": (-0.1, np.inf)},
+    ),
+    Case(
+        function=adapt.recovery,
+        call=left_after,
+        defaults={"threshold": 0.2, "decay": 0.9},
+        inputs=lambda rng, n: {"losses": rng.exponential(size=n), "sure": rng.random(n) > 0.2},
+        hyper={"threshold": 0.9, "decay": 0.6},
+        stopped=("losses",),
+        couples=True,
+        ordered=True,
+        reference=left_by_hand,
+        bf16=None,
+        free={name: "is an array of its own scan; tested in tests/adapt" for name in ("losses", "sure")},
+        bad={"threshold": (-0.1, np.inf), "decay": (-0.1, 1.1)},
     ),
     Case(
         function=optim.ascent_step,

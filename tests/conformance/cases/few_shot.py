@@ -1,9 +1,11 @@
-"""Pseudo-classes, and the part of a network that few examples may move."""
+"""Pseudo-classes, telling transformations apart, and the part of a network that few examples may move."""
 
 import numpy as np
 
 from conformance.case import Case
+from conformance.cases.losses_classification import log_softmax
 from reweight import optim
+from reweight.losses import self_supervised
 from reweight.regularizers import mixup, pseudo_classes
 
 CLASSES = 4
@@ -34,6 +36,10 @@ def mixed(inputs, labels, partners, weights, num_classes):
         if left < n and right < n:
             found[i] = numbers.get(tuple(sorted((labels[left], labels[right]))), -1)
     return np.einsum("nd,ndf->nf", weights, rows[partners]), found
+
+
+def told(logits):
+    return -np.einsum("nkk->n", log_softmax(logits, np.ones(logits.shape, bool))) / logits.shape[-1]
 
 
 def largest(params, grads, fraction=0.1):
@@ -68,6 +74,13 @@ CASES = [
         blames=("mix",),
         free={"mixture": "its parts are refused in their names", "weights": "see mixture", "partners": "see mixture"},
         bad={"num_classes": (0, 2.5), "inputs": (np.zeros((16, 3), int),)},
+    ),
+    Case(
+        function=self_supervised.transformation_prediction,
+        inputs=lambda rng, n: {"logits": rng.normal(size=(n, 4, 4))},
+        differentiable=("logits",),
+        reference=told,
+        bad={"logits": (np.zeros((16, 4, 4), int), np.zeros((16, 4, 3)), np.zeros(4))},
     ),
     Case(
         function=optim.subnet_mask,
