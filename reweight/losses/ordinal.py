@@ -50,7 +50,7 @@ def cumulative_logit_nll(
       min_gap: between the logits of neighbouring boundaries, in (0, inf).
 
     Returns:
-      Losses `[...]`, float32 or wider; 0 with zero gradient where the label is no class.
+      Losses `[...]`, float32 or wider; 0 with zero gradient where the label is no class, whatever the logits there.
 
     Raises:
       ValueError: if the shapes do not fit, labels are not integers, or `min_gap` is out of range.
@@ -65,7 +65,7 @@ def cumulative_logit_nll(
     _checks.number(function, "min_gap", min_gap, low=0, open_low=True, open_high=True)
     last = logits.shape[-1]
     known = (labels >= 0) & (labels <= last)
-    label = jnp.where(known, labels, 0)
+    label, logits = jnp.where(known, labels, 0), jnp.where(known[..., None], logits, 0)
     has_upper, has_lower = label < last, label > 0
     upper = jnp.take_along_axis(logits, jnp.minimum(label, last - 1)[..., None], axis=-1)[..., 0]
     lower = jnp.take_along_axis(logits, jnp.maximum(label - 1, 0)[..., None], axis=-1)[..., 0]
@@ -256,13 +256,16 @@ def level_scores(
     *,
     level_ids: LevelIds | None = None,
     levels: Num[Array, " levels"] | Sequence[float] | None = None,
+    closed_set: bool = True,
 ) -> LevelScores:
-    r"""Mean and standard deviation of the predicted level, :math:`\sum_x x p_x`, from a softmax over levels only.
+    r"""Mean :math:`s = \sum_x x p_x` of the predicted level, and its deviation :math:`\sqrt{\sum_x p_x (x - s)^2}`.
 
     Args:
       logits: `[..., V]`, any scale.
       level_ids: which class each level is `[n]`, the best first. Default: all classes, as they come.
       levels: their values `[n]`. Default: n, ..., 1.
+      closed_set: take p from a softmax over the levels only; else over all classes, so that what is predicted beside
+        the levels counts as a level of 0 in the mean and as nothing in the standard deviation.
 
     Returns:
       `LevelScores(scores, stds)`, each `[...]`, float32 or wider. Where all is on one level the standard deviation is 0
@@ -278,7 +281,12 @@ def level_scores(
     function = "losses.ordinal.level_scores"
     ids = _level_logits(function, logits, level_ids)
     wide = jnp.asarray(logits).astype(_checks.accumulation_dtype(logits))
-    probs = jax.nn.softmax(wide if ids is None else wide[..., ids])
+    if ids is None:
+        probs = jax.nn.softmax(wide)
+    elif closed_set:
+        probs = jax.nn.softmax(wide[..., ids])
+    else:
+        probs = jax.nn.softmax(wide)[..., ids]
     size = probs.shape[-1]
     values = jnp.arange(size, 0, -1) if levels is None else jnp.asarray(levels)
     _checks.array(function, "levels", values, shape=(size,), kind="number")

@@ -43,10 +43,8 @@ def _image_sums(function: str, name: str, values: Pixels, labels: Labels, mask: 
         _checks.fail(function, name, f"of shape {shape}", "an array [batch, ..., classes]")
     _checks.array(function, "labels", labels, shape=shape[:-1], kind="integer")
     _checks.mask(function, "mask", mask, jnp.zeros(shape[:1]), like_name=f"the first axis of {name}")
-    known = (labels >= 0) & (labels < shape[-1])
-    if mask is not None:
-        kept = jnp.broadcast_to(jnp.asarray(mask) != 0, shape[:1])
-        known &= kept.reshape((-1,) + (1,) * (len(shape) - 2))
+    kept = _checks.kept(mask, shape[:1]).reshape((-1,) + (1,) * (len(shape) - 2))
+    known = (labels >= 0) & (labels < shape[-1]) & kept
     dtype = _checks.accumulation_dtype(values)
     p = jnp.where(known[..., None], values, 0).astype(dtype)
     if name == "logits":
@@ -106,9 +104,7 @@ def _by_group(
     like = images.products
     _checks.array(function, "groups", groups, shape=like.shape[:1], kind="integer")
     _checks.number(function, "num_groups", num_groups, low=1, open_high=True, integer=True)
-    known = (groups >= 0) & (groups < num_groups)
-    if mask is not None:
-        known &= jnp.asarray(mask) != 0
+    known = (groups >= 0) & (groups < num_groups) & _checks.kept(mask, like.shape[:1])
     ids = jnp.where(known, groups, num_groups)
 
     def total(rows: Array) -> Array:
@@ -263,10 +259,11 @@ def fair_error_bound_dice(
 
 
 class _Scaled(NamedTuple):
-    """The weight of each image, and the statistics of the Dice loss under these weights."""
+    """The weight of each image, the statistics of the Dice loss under these weights, and images per labelled pixel."""
 
     weights: Float[Array, " batch"]
     dice: Any
+    images_per_pixel: Float[Array, ""]
 
 
 def batch_fair_error_bound(
@@ -275,7 +272,7 @@ def batch_fair_error_bound(
     """Cross-entropy and `fair_error_bound_dice` together, `1 - dice_weight` of the one, as a `BatchLoss`.
 
     Weights and Dice are of the global batch, exact in microbatches. The mean over the batch has value and gradient of
-    the whole; cross-entropy is the mean over an image's pixels.
+    the whole; cross-entropy is the mean over the labelled pixels of the batch.
 
     Args:
       num_groups: G, static.
@@ -316,15 +313,16 @@ def batch_fair_error_bound(
             function, images, given["groups"], mask, num_groups=num_groups, gamma=gamma, smooth=smooth
         )
         found, _ = dice.statistics((), **{**given, "weights": weights})
-        return _Scaled(weights, found), state
+        count = jnp.sum(_checks.kept(mask, weights.shape)) / jnp.maximum(jnp.sum(images.labelled), 1)
+        return _Scaled(weights, found, count), state
 
     def losses(statistics: _Scaled, **given: Any) -> Float[Array, " batch"]:
         _checks.require(function, given, names)
         overlap = dice.losses(statistics.dice, **{**given, "weights": statistics.weights})
-        kept = jnp.broadcast_to(True if given.get("mask") is None else jnp.asarray(given["mask"]) != 0, overlap.shape)
-        logits = given["logits"]
-        shown = jnp.where(kept.reshape((-1,) + (1,) * (logits.ndim - 1)), logits, 0)
-        entropies = cross_entropy(shown, given["labels"]).reshape(kept.size, -1)
-        return dice_weight * overlap + (1 - dice_weight) * jnp.where(kept, jnp.mean(entropies, axis=1), 0)
+        logits, labels, kept = given["logits"], given["labels"], _checks.kept(given.get("mask"), overlap.shape)
+        known = (labels >= 0) & (labels < logits.shape[-1]) & kept.reshape((-1,) + (1,) * (labels.ndim - 1))
+        entropies = jnp.where(known, cross_entropy(jnp.where(known[..., None], logits, 0), labels), 0)
+        total = jnp.sum(entropies.reshape(kept.size, -1), axis=1)
+        return dice_weight * overlap + (1 - dice_weight) * statistics.images_per_pixel * total
 
     return BatchLoss(lambda key=None: (), statistics, losses, names)

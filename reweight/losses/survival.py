@@ -62,7 +62,8 @@ def discrete_hazard_nll(
       censored_survived: count a censored example as alive to the end of its interval, not only to its start.
 
     Returns:
-      Losses `[...]`, float32 or wider; 0 with zero gradient for an unknown example.
+      Losses `[...]`, float32 or wider; 0 with zero gradient for an unknown example. Logits of intervals that an example
+      was not alive in are never read.
 
     Raises:
       ValueError: if the shapes do not fit, or intervals or events are not integers.
@@ -93,7 +94,9 @@ def _hazard_nll(
     alive, here = steps < last, steps == last
     if censored_survived:
         alive |= here & ~failed
-    costs = jnp.where(alive, jax.nn.softplus(logits), 0) + jnp.where(here & failed, jax.nn.softplus(-logits), 0)
+    ended = here & failed
+    logits = jnp.where(alive | ended, logits, 0)
+    costs = jnp.where(alive, jax.nn.softplus(logits), 0) + jnp.where(ended, jax.nn.softplus(-logits), 0)
     return jnp.sum(costs, axis=-1)
 
 

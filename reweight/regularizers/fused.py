@@ -12,6 +12,9 @@ from reweight.losses.ordinal import cumulative_logit_nll, cumulative_probs
 
 __all__ = ["PrestoChoice", "PrestoPath", "presto_cross_validation", "presto_path", "presto_penalty"]
 
+# A ridge shrinks to 0 at no strength; the default path starts where an elastic net with this share of a lasso does.
+LEAST_ALPHA = 0.01
+
 
 def presto_penalty(coefficients: Float[Array, "features boundaries"], *, alpha: float = 1.0) -> Float[Array, ""]:
     r"""Elastic net of the increments of coefficients along boundaries: a scalar.
@@ -103,7 +106,8 @@ def presto_path(
       num_classes: K, static, at least 2; with 2 this is logistic regression.
       alpha: as for `presto_penalty`.
       lambdas: strengths of the penalty `[L]`, best from large to small. Default: `num_lambdas` values, even in the
-        logarithm, from the smallest at which a lasso has only zeros.
+        logarithm, from the smallest at which all increments are 0; for an `alpha` below 0.01 from that of 0.01, since
+        a ridge has none.
       num_lambdas: how many, where `lambdas` are not given.
       lambda_min_ratio: the last of them as a share of the first, in (0, 1).
       mask: boolean or 0/1 `[n]`; what it hides is never read. Default: all.
@@ -180,7 +184,7 @@ def _path(
 
     start = _null(known, kept, count, num_classes, standard.shape[1])
     if lambdas is None:
-        top = jnp.max(jnp.abs(jax.grad(nll)(start).increments), initial=0)
+        top = jnp.max(jnp.abs(jax.grad(nll)(start).increments), initial=0) / jnp.maximum(alpha, LEAST_ALPHA)
         lambdas = top * lambda_min_ratio ** jnp.linspace(0, 1, num_lambdas, dtype=dtype)
     lambdas = jnp.asarray(lambdas).astype(dtype)
 

@@ -98,6 +98,15 @@ def test_values_and_gradients_are_finite_at_extreme_and_at_crossed_boundaries(si
             assert np.all(np.isfinite(grad))
 
 
+def test_logits_of_an_unknown_label_are_never_read():
+    logits, labels = np.float32([[np.nan, np.inf], [0.3, 0.7], [np.nan, 0]]), np.array([-1, 1, 3])
+    value, grad = graded(logits, labels)
+    np.testing.assert_allclose(value, graded(logits[1:2], labels[1:2])[0], rtol=1e-6)
+    np.testing.assert_array_equal(grad[0], 0)
+    np.testing.assert_array_equal(grad[2], 0)
+    assert np.all(np.isfinite(grad))
+
+
 def test_crossed_boundaries_are_moved_apart():
     value, grad = jax.value_and_grad(lambda x: ordinal.cumulative_logit_nll(x, 1, min_gap=0.01))(np.float32([1.0, 0.5]))
     assert np.isfinite(value)

@@ -114,6 +114,20 @@ def test_scores_of_a_certain_model_have_no_spread_and_finite_gradients():
     np.testing.assert_allclose(ordinal.level_scores(logits, levels=(10.0, 8.0, 6.0, 4.0, 2.0)).scores, [10, 6])
 
 
+def test_an_open_set_leaves_what_is_beside_the_levels_out(x64):
+    logits, ids, levels = np.random.default_rng(4).normal(size=(6, 8)), (6, 0, 3, 2, 5), VALUES
+    probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    found = ordinal.level_scores(logits, level_ids=ids, closed_set=False)
+    np.testing.assert_allclose(found.scores, probs[:, ids] @ levels, rtol=1e-12)
+    squares = (levels - np.asarray(found.scores)[:, None]) ** 2
+    np.testing.assert_allclose(found.stds, np.sqrt(np.sum(probs[:, ids] * squares, axis=1)), rtol=1e-12)
+    closed = ordinal.level_scores(logits, level_ids=ids)
+    np.testing.assert_allclose(found.scores, closed.scores * probs[:, ids].sum(-1), rtol=1e-12)
+    # Where all classes are levels nothing is beside them.
+    for came, wanted in zip(ordinal.level_scores(logits, closed_set=False), ordinal.level_scores(logits), strict=True):
+        np.testing.assert_array_equal(came, wanted)
+
+
 def test_equal_predictions_are_even_and_agreement_costs_nothing():
     zero, one = np.zeros(3, np.float32), np.ones(3, np.float32)
     apart = np.float32([-2.0, 0.0, 3.0])

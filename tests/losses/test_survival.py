@@ -97,6 +97,16 @@ def test_an_event_after_the_grid_is_not_seen():
     np.testing.assert_allclose(outlived, -np.log(survival.survival_from_hazard(LOGITS)[:, -1]), rtol=1e-5)
 
 
+def test_what_an_example_was_not_alive_in_is_never_read():
+    last = np.append(-1, INTERVALS[1:])
+    read = np.arange(5) < last[:, None] + ((EVENTS > 0) & (last >= 0))[:, None]
+    total = lambda x: jnp.sum(survival.discrete_hazard_nll(x, last, EVENTS))  # noqa: E731
+    value, grad = jax.value_and_grad(total)(np.where(read, LOGITS, np.nan))
+    wanted = jax.value_and_grad(total)(LOGITS)
+    np.testing.assert_allclose(value, wanted[0], rtol=1e-6)
+    np.testing.assert_allclose(grad, wanted[1], rtol=1e-6)
+
+
 def test_surviving_an_interval_as_censored_is_being_censored_in_the_next():
     lived = survival.discrete_hazard_nll(LOGITS, INTERVALS, 0 * EVENTS, censored_survived=True)
     np.testing.assert_allclose(lived, survival.discrete_hazard_nll(LOGITS, INTERVALS + 1, 0 * EVENTS), rtol=1e-6)

@@ -17,7 +17,10 @@ FEATURES, LABELS = (np.array(FITS["inputs"][name]) for name in ("X", "labels"))
 RNG = np.random.default_rng(0)
 TOP = FITS["expected"]["lambda_max"]
 
-path = jax.jit(functools.partial(fused.presto_path, num_classes=3, tolerance=1e-9))
+path = jax.jit(
+    functools.partial(fused.presto_path, num_classes=3, tolerance=1e-9),
+    static_argnames=("num_lambdas", "lambda_min_ratio"),
+)
 
 
 def objective(intercepts, coefficients, strength, alpha, features=FEATURES):
@@ -55,6 +58,16 @@ def test_the_path_starts_where_all_is_zero_and_ends_at_its_share(x64):
     assert np.all(np.asarray(found.residuals) <= 1e-9)
     used = np.sum(np.asarray(found.increments) != 0, axis=(1, 2))
     assert used[1] < used[-1]
+
+
+@pytest.mark.parametrize(("alpha", "share"), [(0.5, 0.5), (0.005, 0.01), (0.0, 0.01)])
+def test_the_path_of_an_elastic_net_starts_at_a_larger_penalty(alpha, share, x64):
+    """At the least that takes all increments to 0; a ridge starts where a share of 0.01 of a lasso does, as in R."""
+    found = path(FEATURES, LABELS, alpha=alpha, num_lambdas=2, lambda_min_ratio=0.9)
+    np.testing.assert_allclose(found.lambdas[0], TOP / share, rtol=GOLDEN["rtol"])
+    assert np.any(np.abs(found.increments[1]) > 1e-8)
+    if alpha == share:
+        np.testing.assert_allclose(found.increments[0], 0, atol=1e-8)
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.4, 0.0])
