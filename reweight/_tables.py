@@ -84,9 +84,7 @@ def table_scatter(
     _check_table(function, table, indices)
     _checks.array(function, "values", values, shape=(*jnp.shape(indices), *table.shape[1:]))
     _checks.mask(function, "mask", mask, indices, like_name="indices")
-    written = _known(indices, table)
-    if mask is not None:
-        written &= jnp.broadcast_to(jnp.asarray(mask) != 0, jnp.shape(indices))
+    written = _known(indices, table) & _checks.kept(mask, jnp.shape(indices))
     target = jnp.where(written, indices, table.shape[0])
     return table.at[target].set(jnp.asarray(values).astype(table.dtype), mode="drop")
 

@@ -197,7 +197,7 @@ def sample(
     batch, length = jnp.shape(prompts)
     total = length + max_new_tokens
     prompts = jnp.asarray(prompts).astype(jnp.int32)
-    known = jnp.ones((batch, length), bool) if prompt_mask is None else jnp.asarray(prompt_mask) != 0
+    known = _checks.kept(prompt_mask, (batch, length))
     ids = jnp.arange(batch) if prompt_ids is None else jnp.asarray(prompt_ids)
     stops = jnp.asarray(stop_tokens, jnp.int32)
 

@@ -86,7 +86,7 @@ def gaussian_generator(
     counts = moments.counts
     own = moments.deviations / jnp.maximum(counts - 1, 1)[:, None] + var_eps
     shares = counts / jnp.maximum(jnp.sum(counts), 1)
-    return GaussianGenerator(moments.means, shares @ own)
+    return GaussianGenerator(moments.means, jnp.matmul(shares, own, precision="highest"))
 
 
 def _moments(function: str, features: Features, labels: Labels, num_classes: int, mask: Mask | None) -> ClassMoments:
@@ -186,7 +186,7 @@ def _losses(function: str, theta: Array, features: Array, labels: Array, scale: 
         _checks.fail(function, "theta", f"of shape {jnp.shape(theta)}", f"of shape ({rows.shape[1]},), as the features")
     centre = jnp.asarray(theta).astype(rows.dtype)
     nll = jnp.sum(((rows - signs[:, None] * centre) / scale) ** 2, axis=1) / 2
-    predicted = jnp.where(rows @ centre >= 0, 1, -1)
+    predicted = jnp.where(jnp.matmul(rows, centre, precision="highest") >= 0, 1, -1)
     return RuleLosses(nll, (predicted != signs).astype(rows.dtype))
 
 
@@ -225,7 +225,7 @@ def generalization_gap(
     if mask is not None:
         _checks.array(function, "train_features", train_features, ndim=2, kind="float")
         _checks.array(function, "train_labels", train_labels, shape=train_features.shape[:1], kind="integer")
-        train_features = jnp.where((jnp.asarray(mask) != 0)[:, None], train_features, 0)
+        train_features = jnp.where(_checks.kept(mask, train_features.shape[0])[:, None], train_features, 0)
     train = _losses(function, theta, train_features, train_labels, scale, "train_")
     test = _losses(function, theta, test_features, test_labels, scale, "test_")
 

@@ -83,9 +83,7 @@ def class_moments(
         _checks.array(function, "weights", weights, shape=jnp.shape(labels), kind="number")
         dtype = _checks.accumulation_dtype(features, weights)
     labels = jnp.asarray(labels)
-    kept = (labels >= 0) & (labels < num_classes)
-    if mask is not None:
-        kept &= jnp.asarray(mask) != 0
+    kept = (labels >= 0) & (labels < num_classes) & _checks.kept(mask, labels.shape)
     weight = jnp.where(kept, 1 if weights is None else weights, 0).astype(dtype)
     rows = jnp.where(kept[:, None], features, 0).astype(dtype)
     known = jnp.where(kept, labels, 0)

@@ -347,7 +347,7 @@ class Decoder(nnx.Module):
         for name, value in (("mask", mask), ("positions", positions)):
             if value is not None:
                 _checks.array(function, name, value, shape=shape)
-        real = jnp.ones(shape, bool) if mask is None else jnp.asarray(mask) != 0
+        real = _checks.kept(mask, shape)
         counted = jnp.cumsum(real, axis=1, dtype=jnp.int32)
         if cache is None:
             _length(function, shape[1], config.max_length, "max_length")

@@ -60,11 +60,8 @@ def importance(
     function = "regularizers.attribution.importance"
     _checks.array(function, "attributions", attributions, ndim=2, kind="float")
     _checks.mask(function, "mask", mask, attributions[:, 0], like_name="the first axis of attributions")
-    if mask is not None:
-        kept = (jnp.asarray(mask) != 0)[:, None]
-        sizes = jnp.where(kept, _sizes(jnp.where(kept, attributions, 0)), 0)
-    else:
-        sizes = _sizes(attributions)
+    kept = _checks.kept(mask, attributions.shape[0])[:, None]
+    sizes = jnp.where(kept, _sizes(jnp.where(kept, attributions, 0)), 0)
     # Scaled by the largest, so that no sum overflows.
     top = jax.lax.stop_gradient(jnp.max(sizes, initial=0))
     return _normalised(jnp.sum(sizes / jnp.where(top > 0, top, 1), axis=0))

@@ -119,7 +119,7 @@ def _draw(
     _checks.number(function, "alpha", alpha, low=0, open_low=True, open_high=True)
     if mask is not None:
         _checks.array(function, "mask", mask, shape=(size,))
-    kept = jnp.ones(size, bool) if mask is None else jnp.asarray(mask) != 0
+    kept = _checks.kept(mask, size)
     # A kept row goes by its rank among the kept ones, in what is drawn for it and in the permutation.
     rank = jnp.cumsum(kept) - 1
     row_of_rank = jnp.argsort(~kept, stable=True)

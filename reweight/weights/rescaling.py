@@ -102,9 +102,7 @@ def _passes(function: str, losses: Array, logits: Array, labels: Array, mask: Ma
     _checks.array(function, "logits", logits, shape=(size, count, num_classes), kind="float")
     _checks.array(function, "labels", labels, shape=(size,), kind="integer")
     _checks.mask(function, "mask", mask, labels, like_name="labels")
-    kept = (labels >= 0) & (labels < num_classes)
-    if mask is not None:
-        kept &= jnp.broadcast_to(jnp.asarray(mask) != 0, (size,))
+    kept = (labels >= 0) & (labels < num_classes) & _checks.kept(mask, size)
     dtype = _checks.accumulation_dtype(losses, logits)
     losses = jnp.where(kept[:, None], losses, 0).astype(dtype)
     logits = jnp.where(kept[:, None, None], logits, 0).astype(dtype)
@@ -265,9 +263,7 @@ def storm_weights(
     _checks.array(function, "features", features, shape=(None, width), kind="float")
     _checks.array(function, "labels", labels, shape=jnp.shape(features)[:1], kind="integer")
     _checks.mask(function, "mask", mask, labels, like_name="labels")
-    kept = (labels >= 0) & (labels < num_classes)
-    if mask is not None:
-        kept &= jnp.broadcast_to(jnp.asarray(mask) != 0, kept.shape)
+    kept = (labels >= 0) & (labels < num_classes) & _checks.kept(mask, jnp.shape(labels))
     dtype = _checks.accumulation_dtype(features, *params)
     rows = jnp.where(kept[:, None], jax.lax.stop_gradient(features), 0).astype(dtype)
     hidden = jnp.einsum("bf,cfh->cbh", rows, params.hidden) + params.hidden_bias[:, None]

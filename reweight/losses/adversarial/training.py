@@ -225,9 +225,7 @@ def _srat_inputs(function: str, attacked_logits: Any, attacked_features: Any, la
     _checks.array(function, "attacked_features", attacked_features, shape=(size, None), kind="float")
     _checks.array(function, "labels", labels, shape=(size,), kind="integer")
     _checks.mask(function, "mask", mask, labels, like_name="labels")
-    kept = (jnp.asarray(labels) >= 0) & (jnp.asarray(labels) < classes)
-    if mask is not None:
-        kept &= jnp.broadcast_to(jnp.asarray(mask) != 0, (size,))
+    kept = (labels >= 0) & (labels < classes) & _checks.kept(mask, size)
     rows = kept[:, None]
     return _SratInputs(
         jnp.where(rows, attacked_logits, 0), jnp.where(rows, attacked_features, 0), jnp.where(kept, labels, 0), kept

@@ -19,8 +19,7 @@ def allowed(function: str, logits: Logits, class_mask: ClassMask | None = None) 
     if jnp.ndim(logits) < 1:
         _checks.fail(function, "logits", "a scalar", "an array whose last axis is the classes")
     _checks.mask(function, "class_mask", class_mask, logits, like_name="logits")
-    shape = jnp.shape(logits)
-    return jnp.ones(shape, bool) if class_mask is None else jnp.broadcast_to(jnp.asarray(class_mask) != 0, shape)
+    return _checks.kept(class_mask, jnp.shape(logits))
 
 
 def centred(logits: Logits, counting: Bool[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:

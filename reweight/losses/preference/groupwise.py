@@ -32,9 +32,7 @@ def _kept(function: str, name: str, like: Array, candidate_mask: CandidateMask |
     if like.ndim < 1:
         _checks.fail(function, name, "a scalar", "an array whose last axis is the candidates")
     _checks.mask(function, "candidate_mask", candidate_mask, like, like_name=name)
-    if candidate_mask is None:
-        return jnp.ones(like.shape, bool)
-    return jnp.broadcast_to(jnp.asarray(candidate_mask) != 0, like.shape)
+    return _checks.kept(candidate_mask, like.shape)
 
 
 def _log_softmax(values: Array, kept: Array) -> Array:
