@@ -11,31 +11,26 @@ over the ends of all tasks but the first.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, Self, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 from matplotlib.figure import Figure
 
 from experiments import harness
-from experiments.envs import digit_tasks
+from experiments.envs import digit_tasks, incremental_tasks
 from experiments.envs.digit_tasks import CLASSES
+from experiments.envs.incremental_tasks import PER_TASK, TASKS, Kind, Part, Past
 from experiments.harness import figures
-from reweight.losses import continual
 from reweight.metrics import continual as metrics
-from reweight.train import LossOutput, TrainState, init_state, make_step
+from reweight.train import TrainState
 
 __all__ = ["CLAIMS", "METHODS", "METRICS", "Config", "draw", "run"]
 
 Tree = Any  # a pytree of arrays
-TASKS = 5
-PER_TASK = CLASSES // TASKS
-Kind = Literal["any_sign", "non_negative", "prototypes"]
-TASK_OF = np.arange(CLASSES) // PER_TASK
 
 
 class Method(NamedTuple):
@@ -123,114 +118,11 @@ class Config(harness.Config):
         return cls(seeds=2, methods=("weight_aligning", "prd"), steps=4, batch_size=16, eval_every=2)
 
 
-class Past(NamedTuple):
-    """What is known of earlier tasks while one is trained: the model at their end, their classes, and how to hold on.
-
-    The weight is the share of distillation, or how much the relations to prototypes count.
-    """
-
-    old: Tree
-    old_classes: Any
-    classes: Any
-    weight: Any
-    order: Any  # of each digit its class
-
-
 @jax.jit
 @jax.vmap
 def _keys(seed: Array) -> PRNGKeyArray:
     """Keys of the initial parameters, of the runs and of the orders of the data, one a task."""
     return jax.random.split(jax.random.key(seed), (3, TASKS))
-
-
-@functools.partial(jax.jit, static_argnames="width")
-@functools.partial(jax.vmap, in_axes=(0, None))
-def _initial(key: PRNGKeyArray, width: int) -> Tree:
-    keys = jax.random.split(key, 3)
-    return {
-        **digit_tasks.initial(keys[0], width),
-        "projection": jax.random.normal(keys[1], (width, width)) / np.sqrt(width),
-        "prototypes": jax.random.normal(keys[2], (CLASSES, width)) / np.sqrt(width),
-    }
-
-
-def _by_head(params: Tree, past: Past, batch: Mapping[str, Array], key: PRNGKeyArray) -> LossOutput:
-    """Cross-entropy of the classes so far and distillation of the old ones."""
-    seen = digit_tasks.views(key, batch["inputs"])
-    losses = continual.distilled_cross_entropy(
-        digit_tasks.logits(params, seen),
-        jnp.broadcast_to(batch["labels"][:, None], seen.shape[:2]),
-        digit_tasks.logits(past.old, seen),
-        distillation_weight=past.weight,
-        class_mask=past.classes,
-        old_mask=past.old_classes,
-    )
-    return LossOutput(losses.mean(axis=1), {"mask": batch["labels"] >= 0})
-
-
-def _by_prototypes(params: Tree, past: Past, batch: Mapping[str, Array], key: PRNGKeyArray) -> LossOutput:
-    seen, kept = digit_tasks.views(key, batch["inputs"]), batch["labels"] >= 0
-    found = digit_tasks.features(params, seen)
-    losses = continual.prototype_sample_relation(
-        found @ params["projection"],
-        found,
-        batch["labels"],
-        params["prototypes"],
-        digit_tasks.features(past.old, seen),
-        past.old["prototypes"],
-        jnp.where(past.old_classes, TASK_OF, -1),
-        distillation_weight=past.weight,
-        mask=kept,
-    )
-    return LossOutput(losses, {"mask": kept})
-
-
-class Part(NamedTuple):
-    """How methods of one kind begin, are trained and evaluated: compiled once for all of them."""
-
-    begin: Any
-    step: Any
-    evaluate: Any
-    evaluate_all: Any  # the same for all seeds
-
-
-def _part(config: Config, kind: Kind) -> Part:
-    test = digit_tasks.test_set()
-
-    def evaluate(state: TrainState) -> dict[str, Array]:
-        """Of each task the share of test examples classified rightly, without and with the task told."""
-        params, past = state.params, state.extra
-        found = digit_tasks.features(params, jnp.asarray(test["inputs"]))
-        scores = (
-            continual.cosine_scores(found, params["prototypes"]) if kind == "prototypes" else found @ params["head"]
-        )
-        labels = past.order[test["labels"]]
-        tasks = labels // PER_TASK
-        count = jax.ops.segment_sum(jnp.ones(len(labels)), tasks, TASKS)
-
-        def of_tasks(among: Array) -> Array:
-            right = jnp.argmax(jnp.where(among, scores, -jnp.inf), axis=1) == labels
-            return jax.ops.segment_sum(right.astype(jnp.float32), tasks, TASKS) / count
-
-        return {"accuracy": of_tasks(past.classes), "told": of_tasks(jnp.asarray(TASK_OF) == tasks[:, None])}
-
-    rates = {
-        "net": optax.adam(config.learning_rate),
-        "head": optax.chain(optax.adam(config.learning_rate), optax.keep_params_nonnegative()),
-        "prototypes": optax.sgd(config.prototype_rate),
-    }
-    labels = {"head": "head" if kind == "non_negative" else "net", "prototypes": "prototypes"}
-    optimizer = optax.multi_transform(rates, lambda params: {name: labels.get(name, "net") for name in params})
-
-    def begin(params: Tree, past: Past, key: PRNGKeyArray) -> TrainState:
-        return init_state(params, past, optimizer, key=key)
-
-    return Part(
-        jax.jit(jax.vmap(begin, (0, Past(0, None, None, None, 0), 0))),
-        make_step(_by_prototypes if kind == "prototypes" else _by_head, optimizer),
-        evaluate,
-        jax.jit(jax.vmap(evaluate)),
-    )
 
 
 class Learned(NamedTuple):
@@ -240,56 +132,6 @@ class Learned(NamedTuple):
     told: np.ndarray
     current: np.ndarray
     state: TrainState
-
-
-def _examples(
-    current: Float[Array, "seeds new examples pixels"],
-    memory: Float[Array, "seeds classes kept pixels"],
-    new: np.ndarray,
-    remembered: np.ndarray,
-) -> dict[str, Array]:
-    """The examples of a task and the kept ones in one array; places that are not used have the label -1."""
-    labels = [
-        np.repeat(new, current.shape[2]),
-        np.repeat(np.where(remembered, np.arange(CLASSES), -1), memory.shape[2]),
-    ]
-    inputs = jnp.concatenate([x.reshape(len(x), -1, x.shape[-1]) for x in (current, memory)], axis=1)
-    return {"inputs": inputs, "labels": jnp.broadcast_to(np.concatenate(labels).astype(np.int32), inputs.shape[:2])}
-
-
-@functools.partial(jax.jit, static_argnames="kept")
-def _exemplars(params: Tree, images: Float[Array, "seeds new examples pixels"], kept: int) -> Array:
-    """The images of each class to keep."""
-
-    def of_class(params: Tree, images: Array) -> Array:
-        return images[continual.herding(digit_tasks.features(params, images), kept)]
-
-    return jax.vmap(jax.vmap(of_class, (None, 0)))(params, images)
-
-
-@jax.jit
-@functools.partial(jax.vmap, in_axes=(0, None, None))
-def _aligned(head: Array, new: Array, known: Array) -> Array:
-    return continual.align_weights(head, new, class_mask=known)
-
-
-@jax.jit
-def _lengths(params: Tree) -> Array:
-    """How much longer the weights of the last task's classes are than those of earlier ones."""
-    length = jnp.linalg.norm(params["head"], axis=1)
-    return length[:, -PER_TASK:].mean(axis=1) / length[:, :-PER_TASK].mean(axis=1)
-
-
-@jax.jit
-def _cosine(params: Tree, images: Float[Array, "seeds classes examples pixels"]) -> Array:
-    """The mean cosine of the prototypes of earlier tasks to the mean directions of their classes' features."""
-
-    def of_seed(params: Tree, images: Array) -> Array:
-        found = digit_tasks.features(params, images)
-        means = jnp.mean(found / jnp.linalg.norm(found, axis=-1, keepdims=True).clip(1e-6), axis=1)
-        return jnp.mean(jnp.diag(continual.cosine_scores(means, params["prototypes"]))[:-PER_TASK])
-
-    return jax.vmap(of_seed)(params, images)
 
 
 def _ends(current: np.ndarray) -> np.ndarray:
@@ -318,7 +160,11 @@ def _scores(learned: Learned, images: Array, prototypes: bool) -> dict[str, np.n
         "forgotten": forgotten,
     }
     params = learned.state.params
-    scores |= {"cosine": _cosine(params, images)} if prototypes else {"lengths": _lengths(params)}
+    scores |= (
+        {"cosine": incremental_tasks.cosine(params, images)}
+        if prototypes
+        else {"lengths": incremental_tasks.lengths(params)}
+    )
     return {name: np.asarray(values, np.float64) for name, values in scores.items()}
 
 
@@ -333,7 +179,7 @@ def _learn(name: str, config: Config, part: Part, images: Array, orders: Array, 
     """Goes through the tasks. `images` are those of each class `[seeds, classes, n, pixels]`."""
     method = METHODS[name]
     keys = _keys(jnp.asarray(config.seed_numbers))
-    params = _initial(keys[:, 0, 0], config.width)
+    params = incremental_tasks.initial(keys[:, 0, 0], config.width)
     memory = jnp.zeros((config.seeds, CLASSES, config.kept, images.shape[-1]))
     accuracies: dict[str, list[np.ndarray]] = {"accuracy": [], "told": []}
     for task in range(TASKS):
@@ -344,7 +190,9 @@ def _learn(name: str, config: Config, part: Part, images: Array, orders: Array, 
             f"{name}-{task + 1}",
             part.step,
             part.begin(params, past, keys[:, 1, task]),
-            _examples(images[:, new], memory, np.flatnonzero(new), old if method.replay else np.zeros_like(old)),
+            incremental_tasks.examples(
+                images[:, new], memory, np.flatnonzero(new), old if method.replay else np.zeros_like(old)
+            ),
             keys[:, 2, task],
             batch_size=config.batch_size,
             num_steps=config.steps,
@@ -357,9 +205,9 @@ def _learn(name: str, config: Config, part: Part, images: Array, orders: Array, 
         )
         params = state.params
         if method.align and task:
-            params = params | {"head": _aligned(params["head"], new, known)}
+            params = params | {"head": incremental_tasks.aligned(params["head"], new, known)}
         if method.replay:
-            memory = memory.at[:, new].set(_exemplars(params, images[:, new], config.kept))
+            memory = memory.at[:, new].set(incremental_tasks.exemplars(params, images[:, new], config.kept))
         state = state.replace(params=params)
         # What counts at the end of a task is the model as it goes into the next one.
         last = part.evaluate_all(state)
@@ -378,7 +226,10 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
         digit_tasks.by_class(seed, order) for seed, order in zip(config.seed_numbers, digits, strict=True)
     ])  # fmt: skip
     orders = jnp.asarray(np.argsort(digits, axis=1), jnp.int32)
-    parts: dict[Kind, Part] = {kind: _part(config, kind) for kind in get_args(Kind)}
+    parts: dict[Kind, Part] = {
+        kind: incremental_tasks.part(kind, learning_rate=config.learning_rate, prototype_rate=config.prototype_rate)
+        for kind in get_args(Kind)
+    }
     values, curves = {}, {}
     with context.bar(len(config.chosen) * config.steps * TASKS) as inner:
         for name in config.chosen:

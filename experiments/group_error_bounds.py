@@ -5,6 +5,8 @@ multiplies the predictions for a group by less the larger its error is; it is co
 alone, with one factor for all groups, which shows what the scaling does apart from fairness, and with Group DRO.
 Equity-scaled Dice is the mean Dice divided by one plus what the groups have apart. A seed draws images, initial
 parameters and batches; in the test groups are of equal size.
+
+Group DRO weighs the losses of images, and so has the Dice loss of each image where the others have that of the batch.
 """
 
 import dataclasses

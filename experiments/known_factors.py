@@ -278,6 +278,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
                 for i, name in enumerate(networks):
                     values[name] |= {f"{field}_{problem}": found[field][:, i] for field in ("rmse", "ordered")}
                     curves[f"shares/{problem}/{name}"] = found["shares"][:, i]
+                    curves[f"held/{problem}/{name}"] = found["held"][:, i]  # what the settings were chosen by
     return harness.Results.of(config, values, curves)
 
 

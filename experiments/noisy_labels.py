@@ -7,11 +7,13 @@ fitted. Networks learn before they memorise: at its best moment cross-entropy ha
 all.
 
 A seed draws the training set, the initial parameters and the order of the batches, the same for all methods and noises,
-and the wrong labels. STORM takes two batches a step, one to learn from and one to judge by.
+and the wrong labels. STORM takes two batches a step, one to learn from and one to judge by. For nested dropout the
+number of features to keep in the test is chosen on 300 more examples with right labels, which no other method sees.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -25,11 +27,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments import harness
+from experiments.envs import noisy_digits
 from experiments.envs.noisy_digits import CLASSES, NOISES, Sets, load_digits, noisy_set
 from experiments.harness import figures
 from reweight import reduce, schedules, weights
 from reweight.losses import BatchLoss, classification
-from reweight.regularizers import nested
 from reweight.train import LossOutput, TrainState, init_state, make_meta_step, make_step
 
 __all__ = ["CLAIMS", "METHODS", "METRICS", "Config", "draw", "run"]
@@ -88,10 +90,15 @@ class Method(NamedTuple):
     loss: Callable[[Setting], Callable[[Array, Array], Array] | BatchLoss] = lambda _: classification.cross_entropy
     weighting: Callable[[Setting], weights.Weighting | weights.LearnedWeighting] = lambda _: weights.uniform()
     dropout: float = 0.0
-    sigma: float = np.inf
+    sigma: float = math.inf
     networks: int = 1
     passes: int = 1
     batches: int = 1
+
+    @property
+    def nested(self) -> bool:
+        """Whether dropout is nested."""
+        return math.isfinite(self.sigma)
 
 
 # Hyperparameters are those of the papers where they name them: for ELR those of symmetric noise, which on examples held
@@ -196,32 +203,6 @@ class Config(harness.Config):
         return next(n for n in range(max(1, self.steps // RECORDS), 0, -1) if self.steps % n == 0)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-@functools.partial(jax.vmap, in_axes=(0, None, None))
-def _networks(key: PRNGKeyArray, pixels: int, width: int) -> Tree:
-    """Two networks a seed: a hidden layer, and a linear layer without bias, as nested dropout wants it."""
-    keys = jax.random.split(key)
-    hidden = jax.random.normal(keys[0], (2, pixels, width)) * (2 / pixels) ** 0.5
-    head = jax.random.normal(keys[1], (2, width, CLASSES)) * (1 / width) ** 0.5
-    return {"hidden": {"kernel": hidden, "bias": jnp.zeros((2, width))}, "head": {"kernel": head}}
-
-
-def _features(params: Tree, inputs: Array) -> Array:
-    return jax.nn.relu(inputs @ params["hidden"]["kernel"] + params["hidden"]["bias"])
-
-
-def _forward(method: Method, params: Tree, inputs: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
-    """Logits without dropout `[B, C]`, and those of each pass with it `[passes, B, C]`."""
-    features, head = _features(params, inputs), params["head"]["kernel"]
-    plain = features @ head
-    if method.dropout:
-        stay = jax.random.bernoulli(key, 1 - method.dropout, (method.passes, *features.shape))
-        return plain, jnp.where(stay, features / (1 - method.dropout), 0) @ head
-    if np.isfinite(method.sigma):
-        return plain, nested.nested_dropout(key, features, sigma=method.sigma)[None] @ head
-    return plain, plain[None]
-
-
 def _count(signals: Mapping[str, Any]) -> dict[str, reduce.Parts]:
     """How many labels of a batch are wrong, and how many of these the network predicts."""
     wrong = signals["labels"] != signals["clean_labels"]
@@ -245,8 +226,12 @@ def _learner(method: Method, setting: Setting, config: Config) -> Learner:
 
     def loss_fn(params: Tree, extra: Tree, batch: Batch, key: PRNGKeyArray) -> LossOutput:
         del extra
-        keys = jax.random.split(key, method.networks)
-        plain, passes = jax.vmap(lambda p, k: _forward(method, p, batch["inputs"], k))(params, keys)
+
+        def forward(params: Tree, key: PRNGKeyArray) -> tuple[Array, Array]:
+            dropped = {"dropout": method.dropout, "sigma": method.sigma}
+            return noisy_digits.forward(params, batch["inputs"], key, passes=method.passes, **dropped)
+
+        plain, passes = jax.vmap(forward)(params, jax.random.split(key, method.networks))
         signals = {"logits": passes[0, 0], "plain_logits": plain[0]}
         if isinstance(loss, BatchLoss):
             return LossOutput(None, signals)
@@ -269,22 +254,6 @@ def _learner(method: Method, setting: Setting, config: Config) -> Learner:
         return init_state(params, None, optimizer, weighting, key, loss=batch_loss)
 
     return Learner(step, start)
-
-
-def _accuracy(method: Method, validation: Sets, test: Sets, params: Tree) -> Float[Array, ""]:
-    """The mean accuracy of the networks on the test set, with nested dropout of as many features as are best."""
-
-    def of_one(params: Tree) -> Array:
-        if not np.isfinite(method.sigma):
-            logits = _features(params, test.inputs) @ params["head"]["kernel"]
-            return jnp.mean(jnp.argmax(logits, axis=-1) == test.labels)
-        chosen_by, tested = (
-            jnp.mean(nested.prefix_hits(_features(params, x), params["head"]["kernel"], y), axis=0)
-            for x, y in (validation, test)
-        )
-        return tested[nested.best_width(chosen_by) - 1]
-
-    return jnp.mean(jax.vmap(of_one)(params))
 
 
 class Curves(NamedTuple):
@@ -317,7 +286,8 @@ def _train(name: str, config: Config, context: harness.Context, digits: tuple[Se
         return init_state({}, None, optax.identity(), key=key).replace(params=inner)
 
     def evaluate(state: TrainState) -> dict[str, Array]:
-        return {"accuracy": jax.vmap(functools.partial(_accuracy, method, validation, test))(state.params.params)}
+        accuracy = functools.partial(noisy_digits.accuracy, validation=validation, test=test, best_width=method.nested)
+        return {"accuracy": jax.vmap(accuracy)(state.params.params)}
 
     drawn = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))(jnp.asarray(config.seed_numbers))
     of_networks, of_run, of_order = drawn.T
@@ -325,7 +295,7 @@ def _train(name: str, config: Config, context: harness.Context, digits: tuple[Se
     _, metrics = harness.train_seeds(
         name,
         step,
-        jax.vmap(start)(_networks(of_networks, pool.inputs.shape[1], config.width), of_run),
+        jax.vmap(start)(noisy_digits.networks(of_networks, pool.inputs.shape[1], config.width), of_run),
         {field: jnp.stack([s[field] for s in sets]) for field in sets[0]},
         of_order,
         batch_size=batch_size,

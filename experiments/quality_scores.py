@@ -257,7 +257,7 @@ def draw(results: harness.Results) -> Figure:
     """Above, predicted scores against the hidden quality, by data set; below, what each method changes."""
     names = list(results.values)
     with figures.figure(9.6, 5.4) as drawn:
-        above, below = drawn.subfigures(2, 1, height_ratios=[1.5, 1])
+        above, below = drawn.subfigures(2, 1, squeeze=False, height_ratios=[1.5, 1])[:, 0]
         (scatters,) = above.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)
         for axes, name in zip(scatters, names, strict=True):
             scores, quality, source = (results.curves[f"{field}/{name}"] for field in ("scores", "quality", "source"))

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import class_incremental, stability_gap
-from experiments.envs import digit_tasks
+from experiments.envs import digit_tasks, incremental_tasks
 
 
 def test_a_seed_names_the_classes_and_draws_the_examples():
@@ -34,7 +34,7 @@ def test_views_are_moved_by_a_pixel_at_most():
 
 def test_kept_examples_stand_behind_those_of_the_task():
     current, memory = jnp.ones((2, 2, 3, 64)), jnp.zeros((2, 10, 4, 64))
-    arrays = class_incremental._examples(current, memory, np.array([4, 5]), np.arange(10) < 4)
+    arrays = incremental_tasks.examples(current, memory, np.array([4, 5]), np.arange(10) < 4)
     labels = np.asarray(arrays["labels"])
     assert labels.shape == (2, 46)
     np.testing.assert_array_equal(labels[0, :6], [4, 4, 4, 5, 5, 5])
