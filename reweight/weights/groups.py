@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 from reweight import _checks
+from reweight._segments import segment_means
 from reweight.weights import base
 
 __all__ = ["GroupDROState", "GroupMeans", "group_dro", "group_dro_weights", "group_means", "lookup"]
@@ -62,11 +63,7 @@ def group_means(
     kept = base.keep(values, mask, function, "values")
     _checks.number(function, "num_groups", num_groups, low=1, integer=True)
     ids = base.integer_ids(function, "groups", groups, values, "values")
-    ids = jnp.where(kept, ids, num_groups).reshape(-1)  # segment_sum drops ids out of range
-    value = jnp.where(kept, values, 0).astype(_checks.accumulation_dtype(values)).reshape(-1)
-    sums = jax.ops.segment_sum(value, ids, num_groups)
-    counts = jax.ops.segment_sum(kept.astype(value.dtype).reshape(-1), ids, num_groups)
-    return GroupMeans(sums / jnp.maximum(counts, 1), counts)
+    return GroupMeans(*segment_means(jnp.ravel(values), ids.ravel(), num_groups, kept.ravel()))
 
 
 def group_dro_weights(

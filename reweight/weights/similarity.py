@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from reweight import _checks
+from reweight._segments import segment_means
 from reweight._vectors import unit
 
 __all__ = ["SimilarityFilter", "similarity_filter"]
@@ -67,12 +68,8 @@ def similarity_filter(
     _checks.array(function, "real_labels", real_labels, shape=jnp.shape(real_features)[:1], kind="integer")
     _checks.number(function, "num_classes", num_classes, low=1, open_high=True, integer=True)
     _checks.number(function, "threshold", threshold, low=-1, high=1)
-    known = (real_labels >= 0) & (real_labels < num_classes)
     # The mean of the cosines is the product with the mean direction.
-    rows = unit(jnp.where(known[:, None], real_features, 0))
-    ids = jnp.where(known, real_labels, num_classes)
-    counts = jax.ops.segment_sum(known.astype(rows.dtype), ids, num_classes)
-    means = jax.ops.segment_sum(rows, ids, num_classes) / jnp.maximum(counts, 1)[:, None]
+    means, counts = segment_means(unit(real_features), real_labels, num_classes)
     inside = (labels >= 0) & (labels < num_classes)
     own = jnp.where(inside, labels, 0)
     seen = inside & (counts[own] > 0)

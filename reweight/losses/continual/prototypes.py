@@ -6,6 +6,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 from reweight import _checks
+from reweight._segments import segment_means
 from reweight._vectors import unit
 
 __all__ = [
@@ -55,13 +56,7 @@ def class_prototypes(
     _checks.array(function, "labels", labels, shape=size, kind="integer")
     _checks.number(function, "num_classes", num_classes, low=1, integer=True)
     _checks.mask(function, "mask", mask, jnp.zeros(size), like_name="labels")
-    kept = _checks.kept(mask, size)
-    values = jnp.where(kept[:, None], features, 0).astype(_checks.accumulation_dtype(features))
-    known = kept & (labels >= 0)
-    ids = jnp.where(known, labels, num_classes)  # segment_sum drops ids out of range
-    sums = jax.ops.segment_sum(values, ids, num_classes)
-    counts = jax.ops.segment_sum(known.astype(values.dtype), ids, num_classes)
-    return unit(sums / jnp.maximum(counts, 1)[:, None])
+    return unit(segment_means(features, labels, num_classes, mask)[0])
 
 
 def cosine_scores(
