@@ -237,7 +237,7 @@ def batch_mtard(
     _checks.number(function, "eps", eps, low=0, open_high=True)
     by_loss = objectives.normalized_loss_balance(2, rate=weight_rate)
     by_entropy = objectives.entropy_balance(
-        2, rate=temperature_rate, low=min_temperature, high=max_temperature, eps=eps
+        2, rate=temperature_rate, min_temperature=min_temperature, max_temperature=max_temperature, eps=eps
     )
     names = ("attacked_student_logits", "attacked_teacher_logits", "student_logits", "teacher_logits")
 

@@ -144,8 +144,8 @@ def entropy_balance(
     num_teachers: int = 2,
     *,
     rate: float | Schedule = 1e-3,
-    low: float = 1.0,
-    high: float = 10.0,
+    min_temperature: float = 1.0,
+    max_temperature: float = 10.0,
     eps: float = 1e-5,
 ) -> TemperatureBalance:
     r"""Temperatures that make teachers equally sure: the more certain one gets the higher temperature.
@@ -156,14 +156,14 @@ def entropy_balance(
 
     with the teacher's probabilities :math:`q_k = \mathrm{softmax}(z_k / T_k)` and the mean :math:`H_{-k}` of the
     other teachers. :math:`H_k` is minus the entropy over C, up to :math:`\epsilon`, over the global batch. Temperatures
-    start at `low`.
+    start at the least.
 
     Args:
       num_teachers: how many there are, at least 2.
       rate: :math:`\eta`, in [0, inf), or a schedule from the number of batches seen so far to a rate; 0 leaves the
         temperatures where they are.
-      low: the least temperature, in (0, inf).
-      high: the highest, in [low, inf).
+      min_temperature: :math:`T_{\min}`, in (0, inf).
+      max_temperature: :math:`T_{\max}`, in [min_temperature, inf).
       eps: :math:`\epsilon`, in [0, inf), inside the logarithm as in the released code. It makes :math:`H_k` of a
         teacher within about :math:`\epsilon` of certainty positive, and the ratio negative or inverted; with 0 this is
         the entropy.
@@ -183,12 +183,13 @@ def entropy_balance(
     _checks.number(function, "num_teachers", num_teachers, low=2, open_high=True, integer=True)
     if not callable(rate):
         _checks.number(function, "rate", rate, low=0, open_high=True)
-    _checks.number(function, "low", low, low=0, open_low=True, open_high=True)
-    _checks.number(function, "high", high, low=low if isinstance(low, int | float) else 0, open_high=True)
+    _checks.number(function, "min_temperature", min_temperature, low=0, open_low=True, open_high=True)
+    least = min_temperature if isinstance(min_temperature, int | float) else 0
+    _checks.number(function, "max_temperature", max_temperature, low=least, open_high=True)
     _checks.number(function, "eps", eps, low=0, open_high=True)
 
     def init() -> EntropyBalanceState:
-        return EntropyBalanceState(jnp.zeros((), jnp.int32), jnp.full((num_teachers,), low, float))
+        return EntropyBalanceState(jnp.zeros((), jnp.int32), jnp.full((num_teachers,), min_temperature, float))
 
     def update(
         state: EntropyBalanceState,
@@ -215,7 +216,7 @@ def entropy_balance(
         others = jnp.stack([jnp.mean(jnp.delete(found, k)) for k in range(num_teachers)])
         # sign(H / H' - 1) without the division.
         direction = jnp.sign(found - others) * jnp.where(others > 0, 1, -1)
-        moved = jnp.clip(state.temperatures - _rate(rate, state.step) * direction, low, high)
+        moved = jnp.clip(state.temperatures - _rate(rate, state.step) * direction, min_temperature, max_temperature)
         some = jnp.any(kept)
         new = EntropyBalanceState(
             state.step + some.astype(jnp.int32),

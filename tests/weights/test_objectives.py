@@ -106,7 +106,7 @@ def test_the_surer_teacher_gets_hotter_until_both_are_equally_sure():
 
 
 def test_temperatures_stay_between_their_ends():
-    balance = weights.entropy_balance(rate=3.0, low=0.5, high=4.0, eps=0.0)
+    balance = weights.entropy_balance(rate=3.0, min_temperature=0.5, max_temperature=4.0, eps=0.0)
     found = temperatures(balance, (100 * SURE, UNSURE), 5)
     np.testing.assert_array_equal(found[:, 0], [0.5, 3.5, 4, 4, 4])
     np.testing.assert_array_equal(found[:, 1], 0.5)
@@ -123,7 +123,7 @@ def test_equal_teachers_keep_their_temperatures():
 
 
 def test_the_order_of_the_teachers_is_that_of_the_temperatures():
-    balance = weights.entropy_balance(3, rate=0.1, low=1.0)
+    balance = weights.entropy_balance(3, rate=0.1, min_temperature=1.0)
     found = temperatures(balance, (UNSURE, SURE, 3 * UNSURE), 6)
     order = temperatures(balance, (SURE, 3 * UNSURE, UNSURE), 6)
     np.testing.assert_array_equal(order, found[:, [1, 2, 0]])
@@ -132,7 +132,7 @@ def test_the_order_of_the_teachers_is_that_of_the_temperatures():
 def test_without_eps_a_certain_teacher_is_the_surer_one():
     found = temperatures(weights.entropy_balance(rate=0.1, eps=0.0), (1e4 * SURE, UNSURE), 2)
     np.testing.assert_allclose(found[-1], [1.1, 1])
-    found = temperatures(weights.entropy_balance(rate=0.1, eps=0.0, low=2.0), (1e4 * SURE, 1e4 * SURE), 2)
+    found = temperatures(weights.entropy_balance(rate=0.1, eps=0.0, min_temperature=2.0), (1e4 * SURE, 1e4 * SURE), 2)
     np.testing.assert_allclose(found[-1], 2)
 
 

@@ -53,11 +53,11 @@ def negative_entropy(logits, temperature, eps):
     return np.mean(q * np.log(q + eps))
 
 
-def after_two(teacher_logits, mask, rate, low, high, eps):
-    found = np.full(2, low)
+def after_two(teacher_logits, mask, rate, min_temperature, max_temperature, eps):
+    found = np.full(2, min_temperature)
     for _ in range(2):
         a, b = (negative_entropy(teacher_logits[mask, k], found[k], eps) for k in range(2))
-        found = np.clip(found - rate * np.sign([a / b - 1, b / a - 1]), low, high)
+        found = np.clip(found - rate * np.sign([a / b - 1, b / a - 1]), min_temperature, max_temperature)
     return found
 
 
@@ -85,7 +85,7 @@ CASES = [
         function=weights.entropy_balance,
         call=temperatures,
         inputs=teachers,
-        hyper={"rate": 0.3, "low": 1.0, "high": 1.5, "eps": 1e-5},
+        hyper={"rate": 0.3, "min_temperature": 1.0, "max_temperature": 1.5, "eps": 1e-5},
         returns="batch",
         mask="mask",
         stopped=("teacher_logits",),
@@ -93,11 +93,11 @@ CASES = [
         reference=after_two,
         bad={
             "rate": (-0.1, np.inf),
-            "low": (0.0, -1.0, np.inf),
-            "high": (0.5, np.inf),
+            "min_temperature": (0.0, -1.0, np.inf),
+            "max_temperature": (0.5, np.inf),
             "eps": (-1e-3, np.inf),
         },
         free={"num_teachers": "two here; more are tested in tests/weights"},
-        defaults={"num_teachers": 2, "rate": 1e-3, "low": 1.0, "high": 10.0, "eps": 1e-5},
+        defaults={"num_teachers": 2, "rate": 1e-3, "min_temperature": 1.0, "max_temperature": 10.0, "eps": 1e-5},
     ),
 ]
