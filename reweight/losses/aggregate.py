@@ -60,9 +60,7 @@ class _Bags(NamedTuple):
 def _bags(function: str, bag_ids: Ids, num_bags: int, mask: Mask | None, like: Any, like_name: str) -> _Bags:
     _checks.array(function, "bag_ids", bag_ids, shape=jnp.shape(like)[:1], kind="integer")
     _checks.mask(function, "mask", mask, bag_ids, like_name=f"the first axis of {like_name}")
-    known = (bag_ids >= 0) & (bag_ids < num_bags)
-    if mask is not None:
-        known &= jnp.asarray(mask) != 0
+    known = (bag_ids >= 0) & (bag_ids < num_bags) & _checks.kept(mask, jnp.shape(bag_ids))
     ids = jnp.where(known, bag_ids, num_bags)
     sizes = jax.ops.segment_sum(known.astype(_checks.accumulation_dtype(like)), ids, num_bags)
     return _Bags(ids, known, sizes)
@@ -239,7 +237,7 @@ class _OwnBag(NamedTuple):
     shares: Rows
 
 
-def batch_interpolated(*, num_bags: int, rho: float, loss: Link = "squared") -> BatchLoss:
+def batch_interpolated(num_bags: int, *, rho: float, loss: Link = "squared") -> BatchLoss:
     r"""`interpolated_loss` as a `BatchLoss`: bags may be cut by microbatches.
 
     The mean over the batch has value and gradient of the mean of `interpolated_loss` over the bags that are not empty.
@@ -280,10 +278,7 @@ def batch_interpolated(*, num_bags: int, rho: float, loss: Link = "squared") -> 
     def statistics(state: tuple[()], **given: Any) -> tuple[_OwnBag, tuple[()]]:
         needed, bags, _ = rows(given)
         averages = tuple(bags.of_rows(x) for x in _averaged(needed, bags, loss))
-        mask = given.get("mask")
-        examples = (
-            bags.known.size if mask is None else jnp.sum(jnp.broadcast_to(jnp.asarray(mask) != 0, bags.known.shape))
-        )
+        examples = jnp.sum(_checks.kept(given.get("mask"), bags.known.shape))
         filled = jnp.maximum(jnp.sum(bags.sizes > 0), 1)
         shares = bags.of_rows(examples / (filled * jnp.maximum(bags.sizes, 1)))
         return _OwnBag(averages, shares), state

@@ -267,7 +267,7 @@ class _Scaled(NamedTuple):
 
 
 def batch_fair_error_bound(
-    *, num_groups: int, gamma: float = 1.0, smooth: float = 1e-5, dice_weight: float = 0.8
+    num_groups: int, *, gamma: float = 1.0, smooth: float = 1e-5, dice_weight: float = 0.8
 ) -> BatchLoss:
     """Cross-entropy and `fair_error_bound_dice` together, `1 - dice_weight` of the one, as a `BatchLoss`.
 

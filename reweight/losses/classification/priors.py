@@ -82,7 +82,7 @@ class LadeStatistics(NamedTuple):
     slopes: Float[Array, "batch classes"]
 
 
-def lade(*, class_counts: Counts, weight: float = 0.1, penalty: float = 0.1) -> BatchLoss:
+def lade(class_counts: Counts, *, weight: float = 0.1, penalty: float = 0.1) -> BatchLoss:
     r"""LADE: cross-entropy adjusted by the class frequencies, with an estimate of each class's log-density ratio.
 
     Over the N unmasked examples of the batch, of which :math:`n_c` are of class c,
