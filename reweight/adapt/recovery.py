@@ -69,8 +69,8 @@ def recovery(*, threshold: float = 0.2, decay: float = 0.9) -> Recovery:
       decay: :math:`d`, in [0, 1].
 
     Returns:
-      A `Recovery`. `update` takes what `entropy_step` gives, and gives it back, with the `params` and `opt_state` of the
-      start where it recovers. A step from which nobody learned leaves the mean as it is.
+      A `Recovery`. `update` takes what `entropy_step` gives, and gives it back, with the `params` and `opt_state` of
+      the start where it recovers. A step from which nobody learned leaves the mean as it is.
 
     Raises:
       ValueError: if a hyperparameter is out of range; at update, if the trees of the step do not have the structure of

@@ -91,7 +91,8 @@ def average_accuracy(accuracies: Accuracies, current_task: CurrentTask) -> Float
 def average_forgetting(accuracies: Accuracies, current_task: CurrentTask, *, per_task: bool = False) -> Series:
     r"""What past tasks have lost since their own end, :math:`A_{t_e,e} - A_{t,e}`, mean over them.
 
-    Here :math:`t_e` is the last evaluation at which task e was in training. Negative where later tasks have helped.
+    Here :math:`t_e` is the last evaluation at which task e was in training; for a task that has come before the record
+    begins, or was left out, the first since it is known. Negative where later tasks have helped.
 
     Args:
       accuracies: as for `average_accuracy`.
@@ -110,8 +111,9 @@ def average_forgetting(accuracies: Accuracies, current_task: CurrentTask, *, per
     """
     record = _of_matrix("average_forgetting", accuracies, current_task)
     time = jnp.arange(record.trained.shape[0])[:, None]
-    last = jnp.max(jnp.where(record.trained, time, 0), axis=0, initial=0)
-    ends = jnp.sum(jnp.where(time == last, record.accuracies, 0), axis=0)
+    last = jnp.max(jnp.where(record.trained, time, -1), axis=0, initial=-1)
+    first = jnp.sum(jnp.cumsum(record.known, axis=0) == 0, axis=0)
+    ends = jnp.sum(jnp.where(time == jnp.where(last < 0, first, last), record.accuracies, 0), axis=0)
     return _over_tasks(ends - record.accuracies, record.past, per_task)
 
 
@@ -195,8 +197,7 @@ def windowed_forgetting(
       De Lange et al., *Continual evaluation for lifelong learning: Identifying the stability gap*, 2022,
       arXiv 2205.13452.
     """
-    record = _of_matrix("windowed_forgetting", accuracies, current_task)
-    return _over_tasks(_largest_drop("windowed_forgetting", record, window, 1), record.known, per_task)
+    return _largest_drop("windowed_forgetting", accuracies, current_task, window, per_task, 1)
 
 
 def windowed_plasticity(
@@ -223,18 +224,22 @@ def windowed_plasticity(
       De Lange et al., *Continual evaluation for lifelong learning: Identifying the stability gap*, 2022,
       arXiv 2205.13452.
     """
-    record = _of_matrix("windowed_plasticity", accuracies, current_task)
-    return _over_tasks(_largest_drop("windowed_plasticity", record, window, -1), record.known, per_task)
+    return _largest_drop("windowed_plasticity", accuracies, current_task, window, per_task, -1)
 
 
-def _largest_drop(function: str, record: _Record, window: int | None, sign: int) -> Array:
+def _largest_drop(
+    function: str, accuracies: Array, current_task: Array, window: int | None, per_task: bool, sign: int
+) -> Array:
+    """Of the accuracies times the sign."""
     _check_window(f"metrics.continual.{function}", window)
+    record = _of_matrix(function, accuracies, current_task)
     size = max(1, record.known.shape[0]) if window is None else window
     values = sign * record.accuracies
     highest = jax.lax.reduce_window(
         jnp.where(record.known, values, -jnp.inf), -jnp.inf, jax.lax.max, (size, 1), (1, 1), ((size - 1, 0), (0, 0))
     )
-    return jax.lax.cummax(jnp.where(record.known, highest - values, 0))
+    drops = jax.lax.cummax(jnp.where(record.known, highest - values, 0))
+    return _over_tasks(drops, record.known, per_task)
 
 
 def _check_window(function: str, window: int | None) -> None:
@@ -289,7 +294,7 @@ class ContinualState(NamedTuple):
       recent: its last accuracies, the newest first; without a window, its highest and its lowest one `[W, E]`.
       moved: its largest drop and its largest rise `[2, E]`.
       minimum: its lowest accuracy since its end `[E]`.
-      end: its last accuracy while it was in training `[E]`.
+      end: its last accuracy while it was in training, or its first one, if it has not been `[E]`.
       area: the sum of its first accuracies while it was in training `[E]`.
     """
 
@@ -385,7 +390,7 @@ def continual_stream(num_tasks: int, *, window: int | None = 10, beta: int = 10)
             jnp.where(now.known, recent, state.recent),
             moved,
             jnp.where(now.past, lowest, state.minimum),
-            jnp.where(now.trained, values, state.end),
+            jnp.where(now.trained | (now.known & (seen == 0)), values, state.end),
             state.area + jnp.where(now.trained & (trained < beta), values, 0),
         )
         record = ContinualRecord(

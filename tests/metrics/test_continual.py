@@ -106,6 +106,20 @@ def test_by_hand():
     np.testing.assert_allclose(continual.lca(accuracies, current, beta=3), [0, 0, 0, 0, 0.6], rtol=1e-6)
 
 
+@pytest.mark.parametrize("order", [[1, 2, 3], [0, 2, 3], [3]], ids=str)
+def test_a_task_that_is_never_trained_is_measured_from_its_first_evaluation(order):
+    accuracies, current = drawn()[0], np.sort(np.resize(order, 24))
+    record = streamed(accuracies, current)
+    for metric in METRICS:
+        wanted = metric(accuracies, current)
+        np.testing.assert_allclose(getattr(record, metric.__name__), wanted, rtol=1e-5, atol=1e-6)
+    left_out = min(set(range(4)) - set(order))
+    known = current >= left_out
+    lost = continual.average_forgetting(accuracies, current, per_task=True)[:, left_out]
+    own = accuracies[:, left_out]
+    np.testing.assert_allclose(lost[known], own[np.argmax(known)] - own[known], rtol=1e-5, atol=1e-6)
+
+
 def test_worst_case_accuracy_is_made_of_the_current_task_and_the_minima():
     accuracies, current = drawn(3)
     k = current + 1
