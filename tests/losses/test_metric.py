@@ -82,6 +82,13 @@ def test_the_loss_of_accuracy_is_the_mean_absolute_error():
     np.testing.assert_allclose(alone, soft.mean(), rtol=1e-5)
 
 
+def test_certain_predictions_of_both_classes_have_the_slope_of_their_distance():
+    probs = np.float32([0.02, 0.2, 0.8, 0.98])
+    grad = jax.grad(lambda p: metric.anyloss(p, np.array([1, 1, 0, 0]), metric=confusion.accuracy))(probs)
+    slope = 73 * np.exp(-73 * np.abs(probs.astype(float) - 0.5)) / 4
+    np.testing.assert_allclose(grad, [-1, -1, 1, 1] * slope, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_duplicates_and_weights_of_two_are_the_same(name):
     twice = metric.anyloss(np.tile(PROBS, 2), np.tile(LABELS, 2), metric=named(name, 1.0), scale=20.0)

@@ -53,6 +53,12 @@ def moments(logits, level_ids):
     return means, np.sqrt(shares @ np.array([9.0, 4, 1]) - means**2)
 
 
+def open_moments(logits, level_ids, closed_set):
+    shares, levels = softmax(logits)[:, list(level_ids)], np.array([3.0, 2, 1])
+    means = shares @ levels
+    return means, np.sqrt(np.sum(shares * (levels - means[:, None]) ** 2, axis=1))
+
+
 def pairs(rng, n):
     return {name: rng.normal(size=n) for name in ("pred_a", "pred_b", "human_a", "human_b")}
 
@@ -127,6 +133,14 @@ CASES = [
         differentiable=("logits",),
         reference=moments,
         bad={"level_ids": ((0.5, 1.0),), "levels": ((1.0, 2.0),), "logits": (np.float64(1.0),)},
+    ),
+    Case(
+        function=ordinal.level_scores,
+        variant="open set",
+        inputs=lambda rng, n: {"logits": rng.normal(size=(n, 6))},
+        hyper={"level_ids": IDS, "closed_set": False},
+        differentiable=("logits",),
+        reference=open_moments,
     ),
     Case(
         function=ranking.thurstone_fidelity,
