@@ -9,6 +9,11 @@ from reweight.losses.classification.distributionally_robust import (
     aldr_kl,
     ldr_kl,
 )
+from reweight.losses.classification.factored_kernel import (
+    FactoredKernel,
+    factored_kernel,
+    factored_step,
+)
 from reweight.losses.classification.margin import (
     crammer_singer,
     ldam,
@@ -72,6 +77,7 @@ from reweight.losses.classification.target_memory import (
 
 __all__ = [
     "SPHERICAL_LOSSES",
+    "FactoredKernel",
     "KernelSums",
     "LadeStatistics",
     "RememberedTargets",
@@ -90,6 +96,8 @@ __all__ = [
     "elr",
     "elr_plus",
     "estimate_label_prior",
+    "factored_kernel",
+    "factored_step",
     "focal_loss",
     "generalized_cross_entropy",
     "jensen_shannon",

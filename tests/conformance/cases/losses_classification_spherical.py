@@ -38,6 +38,30 @@ def updated(old_rows, new_rows, kernel):
     ).sum(0)
 
 
+def descended(labels, row_slopes, gram, total, kernel, learning_rate):
+    whole = kernel @ (gram + gram.T) + total
+    np.add.at(whole, labels, row_slopes)
+    kernel = kernel - learning_rate * whole
+    return kernel, *sums(kernel)[:2]
+
+
+def descend(labels, row_slopes, gram, total, kernel, learning_rate):
+    slopes = losses.KernelSums(gram, total, 0.0)
+    factored = losses.factored_kernel(kernel)
+    factored = losses.factored_step(factored, labels, row_slopes, slopes, learning_rate=learning_rate)
+    return factored.kernel, *factored.sums[:2]
+
+
+def drawn_slopes(rng, n):
+    return {
+        **rows(rng, n, "row_slopes"),
+        "labels": rng.integers(0, 7, n),
+        "kernel": rng.normal(size=(7, FEATURES)),
+        "gram": rng.normal(size=(FEATURES, FEATURES)),
+        "total": rng.normal(size=FEATURES),
+    }
+
+
 def rows(rng, n, *names):
     return {name: rng.normal(size=(n, FEATURES)) for name in names}
 
@@ -130,5 +154,30 @@ CASES = [
         reference=updated,
         bad={"new_rows": (np.zeros((16, FEATURES + 1)),), "old_rows": (np.zeros((16, FEATURES + 1)),)},
         free={"sums": "made by a function that checks the kernel"},
+    ),
+    Case(
+        function=losses.factored_kernel,
+        inputs=lambda rng, n: rows(rng, n, "kernel"),
+        call=lambda kernel: losses.factored_kernel(kernel).kernel,
+        differentiable=("kernel",),
+        reference=lambda kernel: kernel,
+        bad={"kernel": (np.zeros(3), np.zeros((4, 3), int))},
+    ),
+    Case(
+        function=losses.factored_step,
+        returns="batch",
+        inputs=drawn_slopes,
+        call=descend,
+        hyper={"learning_rate": 0.02},
+        fixed=("gram", "total", "kernel"),
+        differentiable=("row_slopes", "kernel"),
+        constant=("gram", "total"),
+        reference=descended,
+        bad={"labels": (np.zeros(16),), "row_slopes": (np.zeros((16, FEATURES + 1)),), "learning_rate": (-1.0, np.inf)},
+        free={
+            "factored": "made by a function that checks the kernel",
+            "sum_slopes": "a tuple of arrays, whose entries are checked",
+            **dict.fromkeys(("gram", "total"), "entries of that tuple"),
+        },
     ),
 ]
