@@ -74,6 +74,22 @@ def test_no_other_rule_is_more_accurate_under_attack(norm, covariance, x64):
     assert others.max() <= accuracy(*rule) + 1e-12
 
 
+SPECTRUM = np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))[0] * np.logspace(-2, 0, 12) ** 0.5
+CORRELATED = {"equal": 0.01 * np.eye(12) + 0.99, "spectrum": SPECTRUM @ SPECTRUM.T}
+
+
+@pytest.mark.parametrize("covariance", CORRELATED.values(), ids=CORRELATED)
+def test_a_sparse_rule_is_exact_however_the_entries_are_correlated(covariance, x64):
+    theta, eps = np.random.default_rng(1).normal(size=12), 0.4
+    weights, _ = dynamics.robust_gaussian_classifier(theta, covariance, ratio=2.0, eps=eps)
+    scale = (weights @ theta - eps * np.abs(weights).sum()) / (weights @ covariance @ weights)
+    attack = theta - scale * covariance @ weights  # moves every entry that is used as far as it may, against its weight
+    used = weights != 0
+    np.testing.assert_allclose(attack[used], eps * np.sign(weights[used]), rtol=1e-10)
+    assert 2 < used.sum() < 12
+    assert np.all(np.abs(attack[~used]) < eps)
+
+
 @NORMS
 def test_a_matrix_is_the_same_as_its_diagonal_and_that_as_its_only_entry(norm):
     variances = np.float32([0.3, 2.0, 1.0, 0.1])
