@@ -188,7 +188,7 @@ def error_bound_weights(
     References:
       Tian et al., *FairSeg: A Large-Scale Medical Image Segmentation Dataset for Fairness Learning Using Segment
       Anything Model with Fair Error-Bound Scaling*, 2024, arXiv 2311.02189. In the released code an absent group has
-      error 0, which takes all weights to 0.
+      error 0 and counts as present, which takes the weights of the others to 0.
     """
     function = "losses.segmentation.error_bound_weights"
     _checks.array(function, "errors", errors, ndim=1, kind="float")

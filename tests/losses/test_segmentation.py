@@ -76,6 +76,11 @@ def test_worse_groups_get_less_and_absent_ones_are_never_read():
     assert np.all(np.isfinite(segmentation.error_bound_weights(errors, np.zeros(4))))
 
 
+def test_an_error_of_zero_for_an_absent_group_takes_all_weights_to_zero_as_in_the_released_code():
+    weights = segmentation.error_bound_weights(np.float32([0.2, 0, 0.5]), np.ones(3))
+    np.testing.assert_allclose(weights, [0, BEST, 0], rtol=1e-6)
+
+
 def test_a_group_that_is_not_in_the_batch_changes_nothing():
     losses = [
         segmentation.fair_error_bound_dice(LOGITS, LABELS, groups, num_groups=size)
