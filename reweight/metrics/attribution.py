@@ -103,7 +103,9 @@ def shapley_sampling(
 
 
 def order_agreement(importances: Num[Array, "models features"]) -> Float[Array, ""]:
-    """The share of pairs of features of which all models say the same one is more important.
+    r"""The share of pairs of features of which all models say the same one is more important.
+
+    Of two models without ties this is :math:`(1 + \tau)/2` with Kendall's :math:`\tau`.
 
     Args:
       importances: of the features in each model `[M, F]`, any scale.

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from reweight.metrics import attribution as metrics
 from reweight.regularizers import attribution
@@ -100,6 +101,12 @@ def test_a_model_that_says_the_same_of_all_has_equal_shares_and_a_gradient():
 def test_importance_is_a_mean_over_the_batch_not_of_means():
     phi = np.array([[100.0, 1.0], [1.0, 2.0]], np.float32)
     np.testing.assert_allclose(attribution.importance(phi), [101 / 104, 3 / 104], rtol=1e-6)
+
+
+def test_agreement_of_two_models_is_kendalls_tau(x64):
+    shares = np.random.default_rng(0).random((2, 9))
+    tau = scipy.stats.kendalltau(*shares).statistic
+    np.testing.assert_allclose(metrics.order_agreement(shares), (1 + tau) / 2, rtol=1e-12)
 
 
 def test_agreement_knows_ties_and_single_features():
