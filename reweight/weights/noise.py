@@ -52,7 +52,8 @@ def small_loss_weights(
     dtype = _checks.accumulation_dtype(losses)
     count = jnp.sum(kept, dtype=dtype)
     # A rate such as 0.7 may lie just below its decimal value; that must not cost the example that 0.7 * 10 stands for.
-    size = jnp.floor(jnp.asarray(keep_rate, dtype) * count * (1 + 4 * jnp.finfo(dtype).eps))
+    # Schedules give float32, also where the losses are float64.
+    size = jnp.floor(jnp.asarray(keep_rate, dtype) * count * (1 + 4 * jnp.finfo(jnp.float32).eps))
     size = jnp.clip(size, jnp.minimum(count, 1), count)
     values = jnp.where(kept, jax.lax.stop_gradient(losses), jnp.inf).reshape(-1)
     # Masked entries come last even behind infinite losses.
@@ -129,7 +130,7 @@ def keep_schedule(forget_rate: float = 0.2, *, steps_per_epoch: int, gradual_epo
 
     def keep_rate(step: Int[Array, ""]) -> Float[Array, ""]:
         _checks.array(function, "step", step, kind="integer")
-        epoch = jnp.asarray(step) // steps_per_epoch
+        epoch = (jnp.asarray(step) // steps_per_epoch).astype(_checks.accumulation_dtype(1.0))
         return 1 - forget_rate * jnp.minimum(epoch / max(gradual_epochs - 1, 1), 1)
 
     return keep_rate

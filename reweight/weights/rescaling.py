@@ -24,8 +24,6 @@ _INIT_SCALE = 0.02
 _BATCH_NORM_EPS = 1e-5
 # The standard deviation of a group of one, and the least one of a Gaussian whose overlap is asked for.
 _LEAST_STD = 1e-8
-# Ratios to standard deviations are cut here, which keeps squares of divergences in the range of a float32.
-_LARGEST_RATIO = 1e8
 
 
 class PassMemory(NamedTuple):
@@ -85,13 +83,18 @@ class _Passes(NamedTuple):
 
 
 def _mean_std(values: Array, kept: Array, axis: int) -> tuple[Array, Array, Array]:
-    """Mean and sample standard deviation of what is kept along an axis, and how many that are."""
+    """Mean and sample standard deviation of what is kept along an axis, and how many that are.
+
+    Equal numbers deviate by 0, not by what their mean is rounded by: divergences are ratios of standard deviations.
+    """
     count = jnp.sum(kept, axis=axis, dtype=values.dtype)
     at_least = jnp.maximum(count, 1)
     mean = jnp.sum(jnp.where(kept, values, 0), axis=axis) / at_least
     deviations = jnp.where(kept, values - jnp.expand_dims(mean, axis), 0)
     std = jnp.sqrt(jnp.sum(deviations**2, axis=axis) / jnp.maximum(count - 1, 1))
-    return mean, std, count
+    low = jnp.min(values, axis=axis, where=kept, initial=jnp.inf)
+    high = jnp.max(values, axis=axis, where=kept, initial=-jnp.inf)
+    return mean, jnp.where(high > low, std, 0), count
 
 
 def _passes(function: str, losses: Array, logits: Array, labels: Array, mask: Mask | None, num_classes: int) -> _Passes:
@@ -131,12 +134,18 @@ def _remember(memory: PassMemory, passes: _Passes) -> PassMemory:
     return jax.vmap(of_label)(jnp.arange(memory.filled.shape[0]), *memory)
 
 
+def _largest_ratio(dtype: jnp.dtype) -> float:
+    """What ratios to standard deviations are cut at, 1e8 in float32, so that squares of divergences are in range."""
+    return 10.0 ** (jnp.finfo(dtype).maxexp // 16)
+
+
 def _divergence(mean: Array, std: Array, other_mean: Array, other_std: Array) -> Array:
     """KL divergence between Gaussians; 0 where one has no width."""
     wide = (std > 0) & (other_std > 0)
     std, other_std = jnp.where(wide, std, 1), jnp.where(wide, other_std, 1)
-    ratio = jnp.minimum(std / other_std, _LARGEST_RATIO)
-    distance = jnp.clip((mean - other_mean) / other_std, -_LARGEST_RATIO, _LARGEST_RATIO)
+    largest = _largest_ratio(mean.dtype)
+    ratio = jnp.minimum(std / other_std, largest)
+    distance = jnp.clip((mean - other_mean) / other_std, -largest, largest)
     found = jnp.log(other_std) - jnp.log(std) + (ratio**2 + distance**2 - 1) / 2
     return jnp.where(wide, found, 0)
 
@@ -146,8 +155,9 @@ def _overlap(mean: Array, std: Array, other_mean: Array, other_std: Array) -> Ar
     std, other_std = jnp.maximum(std, _LEAST_STD), jnp.maximum(other_std, _LEAST_STD)
     narrow, wide = jnp.minimum(std, other_std), jnp.maximum(std, other_std)
     # In units of the narrow one, which stands at 0; the wide one stands at d and is 1 + e wide.
-    e = jnp.minimum((wide - narrow) / narrow, _LARGEST_RATIO)
-    d = jnp.minimum(jnp.abs(mean - other_mean) / narrow, _LARGEST_RATIO)
+    largest = _largest_ratio(mean.dtype)
+    e = jnp.minimum((wide - narrow) / narrow, largest)
+    d = jnp.minimum(jnp.abs(mean - other_mean) / narrow, largest)
     r, log_r, square = 1 + e, jnp.log1p(e), e * (2 + e)
     root = d + r * jnp.sqrt(d**2 + 2 * square * log_r)
     right = (d**2 + 2 * r**2 * log_r) / jnp.where(root > 0, root, 1)

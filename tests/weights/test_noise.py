@@ -48,6 +48,11 @@ def test_no_example_is_lost_to_the_rounding_of_a_decimal_rate(hundredths):
     assert np.sum(np.asarray(w) > 0) == hundredths
 
 
+def test_a_rate_in_float32_loses_no_example_of_float64_losses(x64):
+    w = weights.small_loss_weights(jnp.arange(10.0), keep_rate=jnp.float32(0.7))
+    assert np.sum(np.asarray(w) > 0) == 7
+
+
 def test_infinite_losses_come_last_but_before_masked_ones():
     losses = np.float32([0, np.inf, 1, 0])
     w = weights.small_loss_weights(losses, keep_rate=1.0, mask=np.array([0, 1, 1, 1]))

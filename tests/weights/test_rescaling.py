@@ -79,6 +79,22 @@ def test_a_single_pass_has_no_spread_and_no_divergence():
     np.testing.assert_array_equal(features[:, -1], np.argmax(logits[:, 0], axis=1) == labels)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_passes_that_are_alike_have_no_spread_and_no_divergence(seed, x64):
+    losses, logits, labels = batch(seed, passes=1)
+    losses, logits = (np.repeat(np.asarray(x, float), 3, axis=1) for x in (losses, logits))
+    features, _ = features_of(weights.PassMemory.empty(2, 12), losses, logits, labels)
+    for column in (3, 4, 9, 10, 12, 13):
+        np.testing.assert_array_equal(features[:, column], 0)
+
+
+def test_a_divergence_has_the_range_of_its_dtype(x64):
+    found = rescaling._divergence(*map(np.float64, (3.0, 1e-9, 0.0, 2e-9)))
+    np.testing.assert_allclose(found, np.log(2) + (1e-18 + 9) / (2 * 4e-18) - 0.5, rtol=1e-12)
+    wanted = statistics.NormalDist(1, 30).overlap(statistics.NormalDist(1, 1e-8))
+    np.testing.assert_allclose(overlap(*map(np.float64, (1.0, 30.0, 1.0, 1e-8))), wanted, rtol=1e-6)
+
+
 def test_of_a_tie_the_first_pass_decides():
     logits = np.float32([[[1, 0], [0, 1]], [[0, 1], [1, 0]]])
     features, _ = features_of(weights.PassMemory.empty(2, 2), np.ones((2, 2), np.float32), logits, np.array([0, 0]))

@@ -279,7 +279,8 @@ def elr_plus(
         CIFAR-100.
       floor: as for `early_learning_penalty`.
       filter_labels: multiply the labels with the targets, and let them sum to one again, as the paper does for
-        CIFAR-100. Labels without any agreement then count next to nothing.
+        CIFAR-100. Of two mixed labels the more probable one then counts more. Labels whose targets are all 0 count
+        for nothing.
       dtype: of the table.
 
     Returns:
@@ -299,7 +300,10 @@ def elr_plus(
             labels = jax.nn.one_hot(labels, num_classes, dtype=logits.dtype)
         if filter_labels:
             labels = labels * targets
-            labels = labels / jnp.maximum(jnp.sum(labels, axis=-1, keepdims=True), 1e-12)
+            # In units of the largest first: a sum of products may be too small to divide by.
+            largest = jnp.max(labels, axis=-1, keepdims=True)
+            labels = labels / jnp.where(largest > 0, largest, 1)
+            labels = labels / jnp.maximum(jnp.sum(labels, axis=-1, keepdims=True), 1)
         fit = named_cross_entropy(function, logits, labels, None)
         return fit + strength * early_learning_penalty(logits, targets, floor=floor)
 

@@ -71,7 +71,8 @@ def elr(steps, num_examples, num_classes, decay, weight, floor):
 def elr_plus(steps, num_examples, num_classes, decay, weight, floor, filter_labels):
     def loss(logits, labels, targets):
         if filter_labels:
-            labels = labels * targets / np.maximum(np.sum(labels * targets, -1, keepdims=True), 1e-12)
+            total = np.sum(labels * targets, -1, keepdims=True)
+            labels = labels * targets / np.where(total > 0, total, 1)
         return cross_entropy(logits, labels) + weight * penalty(logits, targets, floor)
 
     return remembered(loss, steps, decay, 0.0)

@@ -77,6 +77,20 @@ def test_elr_plus_agrees_with_the_official_code_over_two_steps(case, x64):
         np.testing.assert_allclose(state.targets.sum(-1), expected["history_row_sums"], **CLOSE)
 
 
+def test_elr_plus_filters_labels_that_hardly_anything_speaks_for():
+    """However improbable both labels of a mixture are: what they share is decided between the two."""
+    loss = classification.elr_plus(2, 3, decay=0.0, weight=0.0, filter_labels=True)
+    given = {"labels": np.float32([[0, 0.5, 0.5], [0, 0.25, 0.75]]), "indices": np.arange(2)}
+    remembered = np.float32([[60, 0, 1], [60, 1, 0]])
+    logits = np.float32([[1, 2, 4], [1, 2, 4]])
+    came, _ = loss.update(loss.init(), logits=logits, memory_logits=remembered, **given)
+    shares = given["labels"] * np.exp(np.float32([[0, 0, 1], [0, 1, 0]]))
+    shares /= shares.sum(-1, keepdims=True)
+    np.testing.assert_allclose(came, -np.sum(shares * np.log(softmax(logits)), -1), rtol=1e-5)
+    unseen, _ = loss.update(loss.init(), logits=logits, memory_logits=np.float32([[900, 0, 1]] * 2), **given)
+    np.testing.assert_array_equal(unseen, 0)
+
+
 @pytest.mark.parametrize("case", PS_KD, ids=["four epochs", "two epochs"])
 def test_ps_kd_agrees_with_the_official_code_over_its_epochs(case, x64):
     params, inputs, expected = case["params"], case["inputs"], case["expected"]
