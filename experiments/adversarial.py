@@ -222,19 +222,15 @@ def draw(results: harness.Results) -> Figure:
         left, right = drawn.subplots(1, 2, width_ratios=[1.25, 1])
         for row, name in enumerate(methods):
             for side, all_of, one_of in ((-0.16, "clean", "clean_worst"), (0.16, "robust", "robust_worst")):
-                mean, worst = (100 * results.interval(name, metric).mean for metric in (all_of, one_of))
-                left.plot([worst, mean], [row + side] * 2, color=colors[name], linewidth=1.6, zorder=2)
-                for value, metric, marker in ((mean, all_of, "o"), (worst, one_of, "v")):
-                    half = 100 * results.interval(name, metric).half_width
-                    left.errorbar(
-                        value, row + side, xerr=half, color=colors[name], marker=marker, capsize=2.0, linewidth=1.0,
-                        markerfacecolor="white" if side < 0 else colors[name],
+                both = [results.interval(name, metric) for metric in (all_of, one_of)]
+                left.plot([100 * x.mean for x in both], [row + side] * 2, color=colors[name], linewidth=1.6, zorder=2)
+                for found, marker in zip(both, "ov", strict=True):
+                    figures.interval(
+                        left, found, row + side, scale=100, color=colors[name], marker=marker, capsize=2.0,
+                        linewidth=1.0, markerfacecolor="white" if side < 0 else colors[name],
                     )  # fmt: skip
-        left.set_yticks(range(len(methods)), [results.label(name) for name in methods])
-        for text, name in zip(left.get_yticklabels(), methods, strict=True):
-            text.set_color(colors[name])
-        left.set_ylim(len(methods) - 0.5, -0.95)
-        left.grid(axis="y", visible=False)
+        figures.name_rows(left, [results.label(name) for name in methods], list(colors.values()))
+        left.set_ylim(top=-0.95)
         left.set_xlabel("accuracy, %")
         left.set_title("All classes (circle) and the weakest (triangle)")
         top = results.interval(methods[0], "clean").mean * 100

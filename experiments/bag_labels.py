@@ -259,7 +259,7 @@ def _draw_risks(axes: Axes, results: harness.Results) -> None:
             ends[f"k = {size}"] = (at[-1], float(np.asarray(line.get_ydata())[-1]), color)
     axes.set_yscale("log")
     axes.set_xticks(at, [f"{rho:g}" for rho in RHOS])
-    axes.set(xlabel="interpolation: 0 bag loss, 1 instance loss", ylabel="risk")
+    axes.set(xlabel="interpolation: 0 bag loss, 1 instance loss", ylabel="risk: squared distance to the truth")
     axes.set_title("Between the two losses lies the least risk")
     for name, (x, y, color) in ends.items():
         axes.annotate(f" {name}", (x, y), color=color, va="center", fontsize=8, annotation_clip=False)
@@ -268,21 +268,18 @@ def _draw_risks(axes: Axes, results: harness.Results) -> None:
 def _draw_privacy(axes: Axes, results: harness.Results) -> None:
     sizes = [size for size in SIZES if f"private_{size}" in results.values]
     for eps, color, marker in zip(EPSILONS, figures.PALETTE[1:], figures.MARKERS, strict=False):
-        found = np.array([results.interval(f"private_{size}", f"risk_eps{eps:g}") for size in sizes])
-        if len(found):
-            axes.errorbar(
-                sizes, found[:, 0], yerr=[found[:, 0] - found[:, 1], found[:, 2] - found[:, 0]],
-                color=color, marker=marker, capsize=2.5,
-            )  # fmt: skip
+        found = [results.interval(f"private_{size}", f"risk_eps{eps:g}") for size in sizes]
+        if found:
+            figures.points(axes, sizes, found, color=color, marker=marker)
             axes.annotate(
-                f"  epsilon = {eps:g}", (sizes[-1], found[-1, 0]), color=color, va="center", fontsize=8,
+                f"  epsilon = {eps:g}", (sizes[-1], found[-1].mean), color=color, va="center", fontsize=8,
                 annotation_clip=False,
             )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks(SIZES, [str(size) for size in SIZES])
     axes.minorticks_off()
-    axes.set(xlabel="bag size k", ylabel="risk")
+    axes.set(xlabel="bag size k", ylabel="risk: squared distance to the truth")
     axes.set_title("Large bags pay where privacy is strict")
 
 

@@ -288,11 +288,8 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
 def _draw_curve(axes: Axes, results: harness.Results, cells: list[Cell], at: list[float], name: str) -> None:
     for method, color, marker in zip(METHODS, figures.PALETTE, figures.MARKERS, strict=False):
         if method in results.values:
-            found = np.array([results.interval(method, cell.metric(name)) for cell in cells])
-            axes.errorbar(
-                at, found[:, 0], yerr=[found[:, 0] - found[:, 1], found[:, 2] - found[:, 0]],
-                color=color, marker=marker, capsize=2.5, linewidth=1.4, label=results.label(method),
-            )  # fmt: skip
+            found = [results.interval(method, cell.metric(name)) for cell in cells]
+            figures.points(axes, at, found, color=color, marker=marker, linewidth=1.4, label=results.label(method))
 
 
 def _draw_reliability(axes: Axes, results: harness.Results) -> None:

@@ -151,17 +151,16 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
 def _draw_gaps(axes: Axes, results: harness.Results) -> None:
     ratios = [ratio for ratio in RATIOS if f"times_{ratio}" in results.values]
     for metric, color, marker in zip(METRICS[:2], figures.PALETTE[1:], figures.MARKERS, strict=False):
-        found = np.array([results.interval(f"times_{ratio}", metric.name) for ratio in ratios])
-        if len(found):
-            errors = [found[:, 0] - found[:, 1], found[:, 2] - found[:, 0]]
-            axes.errorbar(range(len(ratios)), found[:, 0], yerr=errors, color=color, marker=marker, capsize=2.5)
+        found = [results.interval(f"times_{ratio}", metric.name) for ratio in ratios]
+        if found:
+            figures.points(axes, range(len(ratios)), found, color=color, marker=marker)
             axes.annotate(
-                metric.label, (len(ratios) - 1, found[-1, 0]), xytext=(0, 9 if metric.name == "many" else 22),
+                metric.label, (len(ratios) - 1, found[-1].mean), xytext=(0, 9 if metric.name == "many" else 22),
                 textcoords="offset points", color=color, fontsize=8, ha="right",
             )  # fmt: skip
     axes.set_xticks(range(len(ratios)), [str(ratio) for ratio in ratios])
     axes.set_yscale("log")
-    axes.set(xlabel="generated examples per real one", ylabel="gap of the negative log-likelihood")
+    axes.set(xlabel="generated examples per real one", ylabel="gap of the negative log-likelihood, nats")
     axes.set_title("Few examples in many dimensions gain")
 
 
@@ -169,24 +168,23 @@ def _draw_pools(axes: Axes, results: harness.Results) -> None:
     sizes = (64, 256, 1024)
     for kind, color, marker in zip(("same", "diverse"), figures.PALETTE[1:], figures.MARKERS, strict=False):
         names = [name for size in sizes if (name := f"{kind}_{size}") in results.values]
-        found = 100 * np.array([results.interval(name, "accuracy") for name in names])
-        if len(found):
+        found = [results.interval(name, "accuracy") for name in names]
+        if found:
             at = [sizes.index(int(name.split("_")[1])) for name in names]
-            errors = [found[:, 0] - found[:, 1], found[:, 2] - found[:, 0]]
-            axes.errorbar(at, found[:, 0], yerr=errors, color=color, marker=marker, capsize=2.5)
+            figures.points(axes, at, found, color=color, marker=marker, scale=100)
             name = "known modes" if kind == "same" else "all modes"
             axes.annotate(
-                name, (at[-1], found[-1, 0]), xytext=(-9, 9), textcoords="offset points", color=color, fontsize=8,
-                ha="right",
+                name, (at[-1], 100 * found[-1].mean), xytext=(-9, 9), textcoords="offset points",
+                color=color, fontsize=8, ha="right",
             )  # fmt: skip
     beside = (("filtered", figures.PALETTE[3], 0.14, -5), ("extra_classes", figures.PALETTE[4], 0.28, -17))
     for name, color, shift, drop in beside:
         if name in results.values:
-            mean, low, high = (100 * x for x in results.interval(name, "accuracy"))
-            axes.errorbar(2 + shift, mean, yerr=[[mean - low], [high - mean]], color=color, marker="D", capsize=2.5)
+            reached = results.interval(name, "accuracy")
+            figures.points(axes, [2 + shift], [reached], color=color, marker="D", scale=100)
             axes.annotate(
-                f"  {results.label(name)}", (2.36, mean), xytext=(0, drop), textcoords="offset points", color=color,
-                va="center", fontsize=8,
+                f"  {results.label(name)}", (2.36, 100 * reached.mean), xytext=(0, drop), textcoords="offset points",
+                color=color, va="center", fontsize=8,
             )  # fmt: skip
     if "real" in results.values:
         real = 100 * results.interval("real", "accuracy").mean

@@ -7,6 +7,7 @@ Equity-scaled Dice is the mean Dice divided by one plus what the groups have apa
 parameters and batches; in the test groups are of equal size.
 
 Group DRO weighs the losses of images, and so has the Dice loss of each image where the others have that of the batch.
+What this does by itself is seen with equal weights.
 """
 
 import dataclasses
@@ -37,10 +38,11 @@ DICE_WEIGHT = 0.8  # the paper's, for an adapter
 
 
 class Method(NamedTuple):
-    """The name in the figure; how predictions are scaled, with an exponent, or else how images are weighted."""
+    """The name in the figure; the exponent of the scaling; or whether each image has its Dice loss, and is weighted."""
 
     label: str
     gamma: float | None = None
+    of_images: bool = False
     group_dro: bool = False
 
 
@@ -48,7 +50,8 @@ METHODS: dict[str, Method] = {
     "plain": Method("cross-entropy and Dice"),
     "one_factor": Method("one factor for all", gamma=0.0),
     "fair": Method("fair error bounds", gamma=1.0),
-    "group_dro": Method("Group DRO", group_dro=True),
+    "of_images": Method("Dice of each image", of_images=True),
+    "group_dro": Method("… and Group DRO", of_images=True, group_dro=True),
 }
 
 METRICS = (
@@ -158,7 +161,7 @@ def _train(name: str, config: Config, context: harness.Context, arrays: dict[str
         logits = _apply(params, batch["inputs"])
         if loss is not None:
             return LossOutput(signals={"logits": logits}, extra=extra)
-        return LossOutput(_losses(logits, batch["labels"], "image" if method.group_dro else "batch"), extra=extra)
+        return LossOutput(_losses(logits, batch["labels"], "image" if method.of_images else "batch"), extra=extra)
 
     def start(key: PRNGKeyArray) -> TrainState:
         return init_state(_initial(key, config.width), None, optimizer, weighting, key, loss=loss)
@@ -223,12 +226,11 @@ def draw(results: harness.Results) -> Figure:
     with figures.figure(10.2, 3.6) as drawn:
         left, *right = drawn.subplots(1, 3, width_ratios=[1.2, 1, 1])
         for i, name in enumerate(methods):
-            numbers = 100 * results.curves[f"groups/{name}"]
+            found = [harness.mean_interval(numbers) for numbers in results.curves[f"groups/{name}"].T]
             at = np.arange(len(NOISE)) + 0.09 * (i - (len(methods) - 1) / 2)
-            mean, low, high = np.array([harness.mean_interval(column) for column in numbers.T]).T
-            left.errorbar(
-                at, mean, yerr=[mean - low, high - mean], color=figures.PALETTE[i], marker=figures.MARKERS[i],
-                capsize=2.5, linestyle="", linewidth=1.4, label=results.label(name),
+            figures.points(
+                left, at, found, scale=100, color=figures.PALETTE[i], marker=figures.MARKERS[i],
+                linestyle="", linewidth=1.4, label=results.label(name),
             )  # fmt: skip
         left.set_xticks(
             range(len(NOISE)),

@@ -307,16 +307,14 @@ def _draw_errors(axes: Axes, results: harness.Results) -> None:
     for i, problem in enumerate(PROBLEMS):
         for name, color, shift in zip(names, figures.PALETTE[1:], (-0.12, 0.12), strict=False):
             change = results.values[name][f"rmse_{problem}"] - results.values["plain"][f"rmse_{problem}"]
-            mean, low, high = harness.mean_interval(change)
             axes.plot(np.full(len(change), i + shift), change, ".", color=color, alpha=0.3, markersize=4)
-            axes.errorbar(
-                i + shift, mean, yerr=[[mean - low], [high - mean]], fmt="o", capsize=3, color=color,
-                label=METHODS[name] if i == 0 else None,
-            )  # fmt: skip
+            label = METHODS[name] if i == 0 else None
+            found = [harness.mean_interval(change)]
+            figures.points(axes, [i + shift], found, color=color, linestyle="", capsize=3, label=label)
     axes.axhline(0, color="#000000", linewidth=1)
     axes.set_xticks(range(len(PROBLEMS)), ["ten factors", "and ten decoys"])
     axes.set_xlim(-0.5, len(PROBLEMS) - 0.5)
-    axes.set(ylabel="test error less the plain network's")
+    axes.set(ylabel="test error (RMSE) less the plain one's")
     axes.set_title("What it changes")
     if names:
         axes.legend(loc="upper left")

@@ -251,10 +251,7 @@ def _draw_needed(axes: Axes, results: harness.Results) -> None:
     for name, color, marker in zip(results.values, figures.PALETTE[1:], figures.MARKERS, strict=False):
         logs = np.log([results.values[name][f"needed_{size}"] for size in DIMENSIONS])
         found = np.exp([harness.mean_interval(row) for row in logs])
-        axes.errorbar(
-            DIMENSIONS, found[:, 0], yerr=[found[:, 0] - found[:, 1], found[:, 2] - found[:, 0]],
-            color=color, marker=marker, capsize=2.5,
-        )  # fmt: skip
+        figures.points(axes, DIMENSIONS, found, color=color, marker=marker)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks(DIMENSIONS, [str(size) for size in DIMENSIONS])

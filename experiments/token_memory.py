@@ -301,9 +301,11 @@ def _dots(axes: Axes, results: harness.Results, metric: str, text: str) -> None:
     """A metric of the methods that have it: mean, interval and number."""
     rows = [name for name in METHODS if metric in results.values.get(name, {})]
     for row, name in enumerate(rows):
-        mean, low, high = results.interval(name, metric)
-        axes.errorbar(mean, row, xerr=[[mean - low], [high - mean]], capsize=2.5, **STYLES[name]._asdict())
-        axes.annotate(text.format(mean), (mean, row), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+        found = results.interval(name, metric)
+        figures.interval(axes, found, row, **STYLES[name]._asdict())
+        axes.annotate(
+            text.format(found.mean), (found.mean, row), (0, 7), textcoords="offset points", ha="center", fontsize=8
+        )
     axes.set_ylim(len(rows) - 0.5, -0.7)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)

@@ -16,7 +16,7 @@ from PIL import Image
 from experiments.harness.claims import Interval, mean_interval
 from experiments.harness.results import Metric, Results
 
-__all__ = ["MARKERS", "PALETTE", "band", "changes", "figure", "interval", "label_ends", "name_rows", "save"]
+__all__ = ["MARKERS", "PALETTE", "band", "changes", "figure", "interval", "label_ends", "name_rows", "points", "save"]
 
 # Okabe and Ito's palette without its yellow (too light on white), the baseline's black first.
 PALETTE = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#7F7F7F", "#44AA99")
@@ -76,6 +76,22 @@ def interval(
     mean, low, high = (scale * x for x in found)
     style = {"capsize": 2.5, "linewidth": 1.4} | options
     axes.errorbar(mean, row, xerr=[[mean - low], [high - mean]], color=color, marker=marker, **style)
+
+
+def points(
+    axes: Axes,
+    x: Sequence[float] | np.ndarray,
+    found: Sequence[Interval] | np.ndarray,
+    *,
+    color: str,
+    marker: str = "o",
+    scale: float = 1,
+    **options: Any,
+) -> None:
+    """Draws means and their intervals, times `scale`, over `x`, joined by a line."""
+    mean, low, high = scale * np.asarray(found).T
+    style = {"capsize": 2.5} | options
+    axes.errorbar(x, mean, yerr=[mean - low, high - mean], color=color, marker=marker, **style)
 
 
 def name_rows(axes: Axes, labels: Sequence[str], colors: Sequence[str] = PALETTE, *, named: bool = True) -> None:

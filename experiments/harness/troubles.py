@@ -315,7 +315,8 @@ TROUBLES: tuple[Trouble, ...] = (
         {
             "one_factor": "`losses.segmentation.batch_fair_error_bound`, one factor for all",
             "fair": "`losses.segmentation.batch_fair_error_bound`",
-            "group_dro": "`weights.group_dro`",
+            "of_images": "the Dice loss of each image, not of the batch",
+            "group_dro": "the same and `weights.group_dro`",
         },
     ),
     Trouble(
