@@ -1,6 +1,7 @@
 """Comp-sum losses: a concave or convex function of the sum of exponentiated score differences, and their guarantees."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from reweight import _checks
@@ -9,6 +10,9 @@ from reweight.losses.classification import _rows
 from reweight.losses.classification._rows import Labels, Logits
 
 __all__ = ["comp_sum_bound", "comp_sum_calibration", "comp_sum_loss"]
+
+# Points between 0 and 1 and their weights, for the mean of a smooth function.
+_BETWEEN = [((1 + at) / 2, weight / 2) for at, weight in zip(*np.polynomial.legendre.leggauss(4), strict=True)]
 
 
 def comp_sum_loss(logits: Logits, labels: Labels, *, tau: float = 1.0, rho: float = 1.0) -> Float[Array, "*batch"]:
@@ -83,17 +87,32 @@ def comp_sum_calibration(beta: Float[Array, "..."], *, tau: float = 1.0, num_cla
     error = jnp.clip(jnp.asarray(beta).astype(dtype), 0, 1)
     past = jnp.asarray(tau - 1, dtype)  # how far beyond cross-entropy
     scale = jnp.where(past < 0, 2.0, num_classes) ** -past
-    # log M / (tau - 1) is the mean of log 2 - H(r), r from s to 1, where H(r) is the entropy of two classes with odds
-    # ((1 + beta) / (1 - beta))^(1/r). Near tau = 1 the difference loses its digits, and the midpoint is the mean.
-    near = jnp.abs(past) < jnp.finfo(dtype).eps ** (1 / 3)
     power = jnp.where(past < 1, 1 - past, 1)  # s, where it is used
-    odds = (1 - error) / (1 + error)
-    far = power * jnp.log1p(odds ** (1 / power)) - jnp.log1p(odds) + (1 - power) * jnp.log(jnp.asarray(2, dtype))
-    rare = odds ** (2 / (1 + power))
-    minority = rare / (1 + rare)
-    entropy = jnp.log1p(rare) - minority * jnp.log(jnp.where(rare > 0, rare, 1))
-    mean = jnp.where(near, jnp.log(jnp.asarray(2, dtype)) - entropy, far / jnp.where(near, 1, past))
+    # With x = artanh(beta), log M = s f(x / s) - f(x) where f = log cosh. At beta = 1 any x is large enough.
+    x = jnp.where(error < 1, jnp.arctanh(jnp.where(error < 1, error, 0)), 1e3)
+    small = power * _log_cosh(x / power) - _log_cosh(x)
+    large = power * _log_cosh(x / power, less=True) - _log_cosh(x, less=True)  # the linear parts cancel
+    far = jnp.where(x < 1, small, large)
+    # The slope of log M in s is -h(x / s), h(u) = u tanh u - f(u), and its mean between s and 1 is log M / (tau - 1),
+    # which keeps its digits where s is near 1.
+    near = jnp.abs(past) < 0.05
+    gaps = [weight * _log_cosh_gap(x / (1 - past * at)) for at, weight in _BETWEEN]
+    mean = jnp.where(near, sum(gaps), far / jnp.where(near, 1, past))
     return scale * jnp.where(past < 1, power_of_log(mean, past), error / jnp.where(past < 1, 1, past))
+
+
+def _log_cosh(u: Float[Array, "..."], *, less: bool = False) -> Float[Array, "..."]:
+    """Of numbers from 0 on; `less` the number itself."""
+    beyond = jnp.log1p(jnp.exp(-2 * u)) - jnp.log(jnp.asarray(2, u.dtype))
+    if less:
+        return beyond
+    return jnp.where(u < 1, jnp.log1p(2 * jnp.sinh(jnp.minimum(u, 1) / 2) ** 2), u + beyond)
+
+
+def _log_cosh_gap(u: Float[Array, "..."]) -> Float[Array, "..."]:
+    """How far the tangent of log cosh at u from 0 on is below 0 at 0: u tanh u - log cosh u."""
+    odds = jnp.exp(-2 * u)
+    return jnp.where(u < 1, u * jnp.tanh(u) - _log_cosh(u), -_log_cosh(u, less=True) - 2 * u * odds / (1 + odds))
 
 
 def comp_sum_bound(excess: Float[Array, "..."], *, tau: float = 1.0, num_classes: int) -> Float[Array, "..."]:

@@ -101,6 +101,14 @@ def test_the_calibration_of_the_sum_exponential_loss_is_known(x64):
     np.testing.assert_allclose(came, 1 - np.sqrt(1 - beta**2), atol=1e-12)
 
 
+@pytest.mark.parametrize("tau", [0.0, 0.5, 0.96, 0.999, 1.0, 1.02, 1.5, 1.9])
+def test_the_calibration_of_a_small_error_is_a_parabola_and_keeps_its_digits(tau):
+    beta = np.float32([1e-4, 1e-5, 1e-7])
+    scale = (2 if tau < 1 else 4) ** (1 - tau) / (2 - tau)
+    came = classification.comp_sum_calibration(beta, tau=tau, num_classes=4)
+    np.testing.assert_allclose(came, scale * np.float64(beta) ** 2 / 2, rtol=1e-5)
+
+
 def test_the_calibration_is_continuous_at_one(x64):
     beta = jnp.linspace(0, 1, 11)
     middle = classification.comp_sum_calibration(beta, tau=1.0, num_classes=4)
