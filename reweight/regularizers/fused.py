@@ -166,9 +166,7 @@ def _path(
     if lambdas is not None:
         _checks.array(function, "lambdas", lambdas, ndim=1, kind="number")
     dtype = _checks.accumulation_dtype(features)
-    kept = (labels >= 0) & (labels < num_classes)
-    if mask is not None:
-        kept &= jnp.asarray(mask) != 0
+    kept = (labels >= 0) & (labels < num_classes) & _checks.kept(mask, jnp.shape(labels))
     rows = jnp.where(kept[:, None], features, 0).astype(dtype)
     known = jnp.where(kept, labels, 0)
     count = jnp.maximum(jnp.sum(kept), 1).astype(dtype)
@@ -281,9 +279,7 @@ def presto_cross_validation(
         max_iterations=max_iterations,
     )
     path = fit(lambdas=None, mask=mask)
-    kept = (labels >= 0) & (labels < num_classes)
-    if mask is not None:
-        kept &= jnp.asarray(mask) != 0
+    kept = (labels >= 0) & (labels < num_classes) & _checks.kept(mask, jnp.shape(labels))
     # What is hidden comes last, so that it fills up no fold.
     rank = jnp.argsort(jnp.argsort(jnp.where(kept, jax.random.uniform(key, kept.shape), 2)))
     rows = jnp.where(kept[:, None], features, 0).astype(path.coefficients.dtype)

@@ -120,10 +120,9 @@ def distilled_cross_entropy(
 
 
 def _classes(function: str, argument: str, mask: Mask | None, size: int) -> Bool[Array, " classes"]:
-    if mask is None:
-        return jnp.ones(size, bool)
-    _checks.array(function, argument, mask, shape=(size,))
-    return jnp.asarray(mask) != 0
+    if mask is not None:
+        _checks.array(function, argument, mask, shape=(size,))
+    return _checks.kept(mask, size)
 
 
 def align_weights(
