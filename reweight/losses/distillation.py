@@ -12,7 +12,7 @@ from reweight.losses.classification import _rows
 from reweight.losses.classification._rows import ClassMask, Logits
 from reweight.weights import objectives
 
-__all__ = ["batch_mtard", "kl_divergence", "mtard_kl", "soft_cross_entropy"]
+__all__ = ["MtardState", "MtardStatistics", "batch_mtard", "kl_divergence", "mtard_kl", "soft_cross_entropy"]
 
 Temperature = float | Float[Array, ""]
 
@@ -175,14 +175,19 @@ def mtard_kl(
     return jnp.mean(jnp.exp(teacher) * (floored - student), axis=-1)
 
 
-class _MtardState(NamedTuple):
-    """States of the balance of losses and of temperatures; the objective of the attacked inputs comes first."""
+class MtardState(NamedTuple):
+    """States of the two balances, in which what belongs to the attacked inputs comes first.
+
+    Attributes:
+      losses: that of `weights.normalized_loss_balance`, with the `weights` of the batch before.
+      teachers: that of `weights.entropy_balance`, with the `temperatures` of the next batch.
+    """
 
     losses: objectives.LossBalanceState
     teachers: objectives.EntropyBalanceState
 
 
-class _MtardBalance(NamedTuple):
+class MtardStatistics(NamedTuple):
     """Weights of the two objectives, and the temperatures of their teachers, in this batch."""
 
     attacked_weight: Float[Array, ""]
@@ -217,8 +222,8 @@ def batch_mtard(
       eps: of `mtard_kl` and `entropy_balance`, in [0, inf).
 
     Returns:
-      A `BatchLoss` of the signals `attacked_student_logits`, `attacked_teacher_logits`, `student_logits` and
-      `teacher_logits`, all `[B, C]`.
+      A `BatchLoss` with state `MtardState`, of the signals `attacked_student_logits`, `attacked_teacher_logits`,
+      `student_logits` and `teacher_logits`, all `[B, C]`. A batch that is masked altogether leaves the state as it was.
 
     Raises:
       ValueError: if a hyperparameter is out of range; at the call, if a signal is missing or does not fit.
@@ -259,16 +264,16 @@ def batch_mtard(
             mtard_kl(student, teacher, teacher_temperature=temperature, eps=eps),
         )
 
-    def statistics(state: _MtardState, **given: Any) -> tuple[_MtardBalance, _MtardState]:
+    def statistics(state: MtardState, **given: Any) -> tuple[MtardStatistics, MtardState]:
         logits, kept = rows(given)
         temperatures, teachers = by_entropy.update(state.teachers, (logits[1], logits[3]), mask=kept)
         found = jnp.stack(divergences(logits, *temperatures))
         _, losses = by_loss.update(state.losses, found, objectives=jnp.array([[0], [1]]), mask=kept)
-        return _MtardBalance(*losses.weights, *temperatures), _MtardState(losses, teachers)
+        return MtardStatistics(*losses.weights, *temperatures), MtardState(losses, teachers)
 
-    def losses(statistics: _MtardBalance, **given: Any) -> Float[Array, " batch"]:
+    def losses(statistics: MtardStatistics, **given: Any) -> Float[Array, " batch"]:
         logits, kept = rows(given)
         attacked, clean = divergences(logits, statistics.attacked_temperature, statistics.temperature)
         return jnp.where(kept, statistics.attacked_weight * attacked + statistics.weight * clean, 0)
 
-    return BatchLoss(lambda key=None: _MtardState(by_loss.init(), by_entropy.init()), statistics, losses, names)
+    return BatchLoss(lambda key=None: MtardState(by_loss.init(), by_entropy.init()), statistics, losses, names)
