@@ -50,7 +50,9 @@ def pgd_attack(
       step_size: in [0, inf).
       steps: how many, at least 0.
       norm: of the ball: `"linf"` (largest entry) or `"l2"`, over all axes but the first.
-      init: start at a point drawn uniformly from the ball, at x plus normal noise of scale 1e-3, or at x.
+      init: start at a point drawn uniformly from the ball, at x plus normal noise of scale 1e-3, or at x. The start is
+        projected and clipped as every point is; released codes with normal noise (TRADES, MTARD) take the first
+        gradient before that.
       clip: range of the data, or None.
 
     Returns:
