@@ -64,6 +64,7 @@ def cumulative_logit_nll(
     _checks.array(function, "labels", labels, shape=logits.shape[:-1], kind="integer")
     _checks.number(function, "min_gap", min_gap, low=0, open_low=True, open_high=True)
     last = logits.shape[-1]
+    labels = jnp.asarray(labels)
     known = (labels >= 0) & (labels <= last)
     label, logits = jnp.where(known, labels, 0), jnp.where(known[..., None], logits, 0)
     has_upper, has_lower = label < last, label > 0
