@@ -82,7 +82,7 @@ def gate(key: PRNGKeyArray, x: Rows, partners: Int[Array, " batch"]) -> Rows:
     Args:
       key: for the noise, whose entries are normal, cut at two standard deviations.
       x: inputs `[B, ...]`.
-      partners: of each row the other one of the pair `[B]`.
+      partners: of each row the other one of the pair `[B]`; a number outside the batch stands for a row of zeros.
 
     Returns:
       An array of the shape and dtype of `x`.
@@ -100,7 +100,8 @@ def gate(key: PRNGKeyArray, x: Rows, partners: Int[Array, " batch"]) -> Rows:
     x = jnp.asarray(x)
     dtype = _checks.accumulation_dtype(x)
     noise = jax.random.truncated_normal(key, -2, 2, (2, *x.shape), jnp.float32).astype(dtype)
-    return ((noise[0] * x + noise[1] * x[partners]) / 2).astype(x.dtype)
+    others = jnp.take(x, partners, axis=0, mode="fill", fill_value=0)
+    return ((noise[0] * x + noise[1] * others) / 2).astype(x.dtype)
 
 
 def adaptive_mixup(

@@ -106,6 +106,14 @@ def test_the_gate_is_noise_times_the_pair_and_cut_at_two_deviations():
     np.testing.assert_array_equal(gate(jax.random.key(1), np.zeros((16, 3), np.float32), partners), 0)
 
 
+def test_a_partner_outside_of_the_batch_is_a_row_of_zeros_for_the_gate_too():
+    alone = gate(jax.random.key(1), X, np.full(16, 16))
+    with_itself = gate(jax.random.key(1), X, np.arange(16))
+    of_others = gate(jax.random.key(1), np.where(np.arange(16)[:, None] < 8, X, 0), np.arange(16)[::-1].copy())
+    np.testing.assert_array_equal(alone[:8], of_others[:8])
+    assert not np.allclose(alone, with_itself)
+
+
 def test_the_policy_learns_from_both_losses():
     params = jnp.zeros((3, 3))
 
