@@ -1,16 +1,44 @@
-"""Eight virtual CPU devices, a persistent compilation cache and one hypothesis profile for the whole suite."""
+"""For the whole suite: eight virtual CPU devices, quick compiles, a persistent cache of them, one hypothesis profile.
+
+The suite compiles thousands of small programs and runs each a few times: programs that are compiled fast and run a
+little slower halve its time.
+"""
 
 import itertools
 import os
 import pathlib
+import subprocess
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import hypothesis
 import jax
 import pytest
+
+EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
+QUICK = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+)
+
+
+def add_flags(*flags):
+    """Adds to what XLA reads when the first array is made."""
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
+
+
+def understood(flags):
+    """Whether this version of XLA knows the flags: a process with an unknown one is stopped."""
+    starts = [sys.executable, "-c", "import jax; jax.devices()"]
+    env = os.environ | {"XLA_FLAGS": " ".join(flags)}
+    return subprocess.run(starts, env=env, capture_output=True, check=False).returncode == 0
+
+
+if EIGHT_DEVICES not in os.environ.get("XLA_FLAGS", ""):  # workers inherit it
+    add_flags(EIGHT_DEVICES, *(QUICK if understood(QUICK) else ()))
 
 CACHE = pathlib.Path(__file__).parent.parent / ".cache"
 jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))

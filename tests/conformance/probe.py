@@ -26,23 +26,6 @@ class Outcome(NamedTuple):
 
 
 @functools.cache
-def compiler_options() -> dict[str, Any] | None:
-    """Compile fast rather than run fast, where this version of XLA knows how: half the time of the suite."""
-    options = {
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-        "xla_cpu_use_fusion_emitters": False,
-    }
-    try:
-        jax.jit(lambda x: x + 1).lower(1.0).compile(compiler_options=options)
-    except Exception as error:
-        if "compile option" not in str(error):
-            raise
-        return None
-    return options
-
-
-@functools.cache
 def mesh() -> jax.sharding.Mesh:
     """Eight devices along `data`."""
     return jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))
@@ -211,8 +194,7 @@ class Probe:
     def compile(self, key: Any, function: Any, *arguments: Any) -> Any:
         """The executable of `function` at the shapes of these arguments, made once for each key."""
         if key not in self._compiled:
-            lowered = jax.jit(function).lower(*arguments)
-            self._compiled[key] = lowered.compile(compiler_options=compiler_options())
+            self._compiled[key] = jax.jit(function).lower(*arguments).compile()
         return self._compiled[key]
 
     def _evaluate_with(self, arrays: Any, state: Any, examples: Any, traced: Any) -> Any:

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from conformance.case import TransformCase
 from conformance.checks.comparing import EXACT, REFERENCE, Findings, compare
-from conformance.probe import cast, compiler_options, is_float, mesh, numpy
+from conformance.probe import cast, is_float, mesh, numpy
 from conformance.refusals import refused
 
 STEPS = 3
@@ -48,7 +48,7 @@ class TransformProbe:
 
     def compile(self, key: Any, function: Any, *arguments: Any) -> Any:
         if key not in self._compiled:
-            self._compiled[key] = jax.jit(function).lower(*arguments).compile(compiler_options=compiler_options())
+            self._compiled[key] = jax.jit(function).lower(*arguments).compile()
         return self._compiled[key]
 
     def run(self, params: Any, grads: list[Any], dtype: Any = np.float32) -> list[Any]:

@@ -8,12 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conformance.probe import compiler_options
 
 from reweight import decoding, models, parallel
-
-# What is slow here is compiling.
-jit = functools.partial(jax.jit, compiler_options=compiler_options())
 
 KEY = jax.random.key(7)
 VOCABULARY = 12
@@ -49,10 +45,10 @@ class Table(typing.NamedTuple):
 
 @functools.cache
 def compiled(**static):
-    return jit(functools.partial(decoding.sample, model=MODEL, **static))
+    return jax.jit(functools.partial(decoding.sample, model=MODEL, **static))
 
 
-@jit
+@jax.jit
 def from_table(logits, options):
     return decoding.sample(KEY, logits, Table(), jnp.zeros((8, 1), int), max_new_tokens=1, num_samples=500, **options)
 
@@ -132,7 +128,7 @@ def test_the_cache_changes_nothing(options, mask):
 def test_the_cache_changes_nothing_in_other_shapes(changes):
     model = models.language_model(dataclasses.replace(CONFIG, **changes), key=jax.random.key(1))
 
-    @functools.partial(jit, static_argnames="use_cache")
+    @functools.partial(jax.jit, static_argnames="use_cache")
     def run(use_cache):
         return decoding.sample(
             KEY, model.params, model, PROMPTS, RAGGED, max_new_tokens=6, stop_tokens=STOPS, use_cache=use_cache
@@ -164,7 +160,7 @@ def test_the_cache_changes_nothing_against_a_loop_in_python():
 # -- log-probabilities
 
 
-@jit
+@jax.jit
 def forward(params, tokens, mask):
     """Log-probabilities of every next token."""
     return jax.nn.log_softmax(MODEL.logits(params, MODEL.apply(params, tokens, mask=mask)[0]))
@@ -264,7 +260,7 @@ def test_extreme_logits_give_finite_log_probs(scale):
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_k": 6, "top_p": 0.9, "stop_tokens": STOPS}], ids=str)
 def test_hyperparameters_may_be_traced_or_not(options):
-    @jit
+    @jax.jit
     def run():
         return decoding.sample(KEY, MODEL.params, MODEL, PROMPTS, max_new_tokens=6, num_samples=2, **options)
 
@@ -297,7 +293,9 @@ def test_the_loop_ends_when_all_rows_have_stopped():
 
     calls = []
     prompts = jnp.zeros((4, 1), int)
-    run = jit(lambda params: decoding.sample(KEY, params, Counting(), prompts, max_new_tokens=1000, stop_tokens=(0,)))
+    run = jax.jit(
+        lambda params: decoding.sample(KEY, params, Counting(), prompts, max_new_tokens=1000, stop_tokens=(0,))
+    )
     samples = run(jnp.zeros(2))
     jax.effects_barrier()
     longest = int(samples.mask.sum(-1).max())
@@ -365,7 +363,7 @@ def test_seeds_are_a_vmap_over_parameters():
     keys = jax.random.split(KEY, 2)
     params = jax.vmap(lambda key: models.language_model(CONFIG, key=key))(keys).params
 
-    @jit
+    @jax.jit
     @jax.vmap
     def run(key, params):
         return decoding.sample(key, params, MODEL, PROMPTS, RAGGED, max_new_tokens=6, num_samples=2, stop_tokens=STOPS)
@@ -381,7 +379,7 @@ def test_no_gradient_flows():
         samples = decoding.sample(KEY, params, MODEL, PROMPTS, max_new_tokens=2)
         return jnp.sum(samples.log_probs) + jnp.sum(samples.sampling_log_probs)
 
-    assert all((leaf == 0).all() for leaf in jax.tree.leaves(jit(jax.grad(total))(MODEL.params)))
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(jax.jit(jax.grad(total))(MODEL.params)))
 
 
 def test_float64_where_it_is_enabled(x64):
@@ -394,7 +392,7 @@ def test_float64_where_it_is_enabled(x64):
 def test_a_mesh_changes_no_token():
     mesh = parallel.make_mesh("data=2,model=4")
     model = models.language_model(dataclasses.replace(CONFIG, num_kv_heads=4), key=jax.random.key(0))
-    run = jit(
+    run = jax.jit(
         lambda key, params, prompts, mask: decoding.sample(
             key, params, model, prompts, mask, max_new_tokens=6, num_samples=2, top_p=0.9, stop_tokens=STOPS
         )

@@ -9,14 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conformance.probe import compiler_options
 from flax import nnx
 
 from reweight import models, optim, parallel
 from reweight.tokens import token_statistics
-
-# What is slow here is compiling.
-jit = functools.partial(jax.jit, compiler_options=compiler_options())
 
 KEY = jax.random.key(0)
 GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "decoder_transformers.json").read_text())
@@ -60,7 +56,7 @@ def model(request):
 @pytest.fixture(scope="module")
 def run(model):
     """Hidden states, in one executable a shape."""
-    return jit(lambda tokens, **kwargs: model.apply(model.params, tokens, **kwargs)[0])
+    return jax.jit(lambda tokens, **kwargs: model.apply(model.params, tokens, **kwargs)[0])
 
 
 def close(came, wanted, tolerance=2e-5):
@@ -237,7 +233,7 @@ def test_values_and_gradients_are_those_of_transformers(case):
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes.params)
     tokens, mask = jnp.asarray(case["tokens"]), jnp.asarray(case["mask"])
 
-    @jit
+    @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def run(params):
         hidden, _ = shapes.apply(params, tokens, mask=mask)
@@ -254,7 +250,7 @@ def test_values_and_gradients_are_those_of_transformers(case):
     for name, wanted in case["gradients"].items():
         close(gradient_as_published(grads, name), wanted, rtol)
     left = case["left"]
-    hidden, _ = jit(shapes.apply)(params, jnp.asarray(left["tokens"]), mask=jnp.asarray(left["mask"]))
+    hidden, _ = jax.jit(shapes.apply)(params, jnp.asarray(left["tokens"]), mask=jnp.asarray(left["mask"]))
     real = np.asarray(left["mask"], bool)
     close(np.asarray(shapes.logits(params, hidden))[real], np.asarray(left["logits"])[real], 2 * rtol)
 
@@ -301,7 +297,7 @@ def test_rows_do_not_read_each_other(run):
 def test_a_row_that_is_all_padding_gives_zeros_and_no_gradient(model):
     tokens = tokens_of(2, 5)
 
-    @jit
+    @jax.jit
     @jax.value_and_grad
     def loss(params, mask):
         hidden, _ = model.apply(params, tokens, mask=mask)
@@ -323,7 +319,7 @@ def test_a_row_that_is_all_padding_gives_zeros_and_no_gradient(model):
 def test_a_cache_gives_the_hidden_states_of_one_pass(model, split):
     tokens = tokens_of(3, 7)
     mask = jnp.array([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 1, 1], [1] * 7])
-    apply = jit(model.apply)
+    apply = jax.jit(model.apply)
     whole, _ = apply(model.params, tokens, mask=mask)
     cache, parts, start = model.init_cache(3, 9), [], 0
     for length in split:
@@ -347,7 +343,7 @@ def test_shared_key_heads_are_equal_key_heads():
         kernel = params["layers"]["attention"][name]["kernel"]
         params["layers"]["attention"][name] = {"kernel": jnp.repeat(kernel, 2, axis=2)}
     tokens = tokens_of(2, 7)
-    close(jit(full.apply)(params, tokens)[0], jit(grouped.apply)(grouped.params, tokens)[0])
+    close(jax.jit(full.apply)(params, tokens)[0], jax.jit(grouped.apply)(grouped.params, tokens)[0])
 
 
 def test_a_tied_kernel_is_the_embedding():
@@ -390,10 +386,10 @@ def test_bfloat16_computes_about_the_same():
     model = models.language_model(CONFIG, key=KEY)
     half = models.language_model(dataclasses.replace(CONFIG, dtype=jnp.bfloat16), key=KEY)
     tokens = tokens_of(2, 9)
-    hidden, _ = jit(half.apply)(half.params, tokens)
+    hidden, _ = jax.jit(half.apply)(half.params, tokens)
     assert hidden.dtype == jnp.bfloat16
     assert half.init_cache(1, 2).keys.dtype == jnp.bfloat16
-    difference = np.asarray(hidden, np.float32) - jit(model.apply)(model.params, tokens)[0]
+    difference = np.asarray(hidden, np.float32) - jax.jit(model.apply)(model.params, tokens)[0]
     assert np.sqrt(np.mean(difference**2)) < 0.03
     assert half.logits(half.params, hidden).dtype == jnp.float32
 
@@ -404,9 +400,9 @@ def test_float64_where_it_is_enabled(x64):
         jax.tree.map(lambda x: x.astype(jnp.float64), model.params), dataclasses.replace(CONFIG, dtype="float64")
     )
     tokens = tokens_of(2, 9)
-    hidden, _ = jit(wide.apply)(wide.params, tokens)
+    hidden, _ = jax.jit(wide.apply)(wide.params, tokens)
     assert wide.logits(wide.params, hidden).dtype == jnp.float64
-    narrow, cache = jit(model.apply)(model.params, tokens, cache=model.init_cache(2))
+    narrow, cache = jax.jit(model.apply)(model.params, tokens, cache=model.init_cache(2))
     assert narrow.dtype == jnp.float32
     assert cache.length.dtype == jnp.int32
     close(hidden, narrow)
@@ -417,10 +413,10 @@ def test_float64_where_it_is_enabled(x64):
 
 def test_seeds_are_a_vmap_of_keys_and_of_parameters(model):
     keys = jax.random.split(KEY, 2)
-    stacked = jit(jax.vmap(lambda key: models.language_model(model.config, key=key)))(keys)
+    stacked = jax.jit(jax.vmap(lambda key: models.language_model(model.config, key=key)))(keys)
     tokens = tokens_of(2, 6)
 
-    @jit
+    @jax.jit
     @jax.vmap
     @jax.grad
     def gradient(params):
@@ -445,7 +441,7 @@ def test_a_mesh_changes_no_number(fsdp):
     tokens = tokens_of(4, 7)
     mask = jnp.arange(7) < jnp.array([[7], [5], [3], [0]])
 
-    @jit
+    @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def run(params, tokens, mask):
         hidden, _ = model.apply(params, tokens, mask=mask)
@@ -469,7 +465,7 @@ def test_parameters_can_be_made_where_they_belong():
 
     shapes = jax.eval_shape(init, KEY)
     shardings = parallel.tree_shardings(shapes, models.decoder_sharding_rules(), mesh)
-    model = jit(init, out_shardings=shardings)(KEY)
+    model = jax.jit(init, out_shardings=shardings)(KEY)
     kernel = model.params["layers"]["mlp"]["up"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (2, 32, 12)
     jax.tree.map(lambda a, b: close(a, b, 1e-6), model.params, init(KEY).params)

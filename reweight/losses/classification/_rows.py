@@ -69,21 +69,33 @@ class Rows(NamedTuple):
         return jnp.where(self.known, values, 0)
 
 
-def rows(function: str, logits: Logits, labels: Labels, *, centre: bool = True) -> Rows:
-    """Checked logits and integer labels; the scores less the largest of their row, unless a shift changes the loss."""
-    every = allowed(function, logits)
+def _given(function: str, logits: Logits, labels: Labels) -> Rows:
+    """Checked logits as they are, and integer labels."""
+    allowed(function, logits)
     _checks.array(function, "labels", labels, shape=jnp.shape(logits)[:-1], kind="integer")
     if jnp.shape(logits)[-1] == 0:
         _checks.fail(function, "logits", f"of shape {jnp.shape(logits)}", "at least one class")
     labels = jnp.asarray(labels)
     known = (labels >= 0) & (labels < jnp.shape(logits)[-1])
-    scores = centred(logits, every) if centre else jnp.asarray(logits).astype(_checks.accumulation_dtype(logits))
-    return Rows(scores, jnp.where(known, labels, 0), known)
+    return Rows(jnp.asarray(logits).astype(_checks.accumulation_dtype(logits)), jnp.where(known, labels, 0), known)
+
+
+def rows(function: str, logits: Logits, labels: Labels, *, centre: bool = True) -> Rows:
+    """Checked logits and integer labels; the scores less the largest of their row, unless a shift changes the loss.
+
+    The logits of an example whose label is no class are not read.
+    """
+    given = _given(function, logits, labels)
+    counting = jnp.broadcast_to(given.known[..., None], given.scores.shape)
+    return given._replace(scores=centred(given.scores, counting) if centre else jnp.where(counting, given.scores, 0))
 
 
 def masked(function: str, logits: Logits, labels: Labels, mask: ClassMask | None) -> tuple[Rows, Bool[Array, "*batch"]]:
-    """Rows that are not centred, with zeros for the logits where masked, and the mask as booleans."""
-    given = rows(function, logits, labels, centre=False)
+    """Rows that are not centred, with zeros for the logits where masked, and the mask as booleans.
+
+    Those whose label is no class are rows like the others: their losses may need no label.
+    """
+    given = _given(function, logits, labels)
     _checks.mask(function, "mask", mask, labels, like_name="labels")
     shape = given.labels.shape
     kept = _checks.kept(mask, shape)

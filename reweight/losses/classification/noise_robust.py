@@ -356,7 +356,7 @@ def robust_log_loss(
         logs = jnp.log(theta + probs)
         sums = jnp.sum(jnp.where(given.own, 0, logs), axis=-1)
         return given.losses(jnp.log1p(1 / jnp.asarray(theta, logs.dtype)) - given.of_label(logs) + sums / others)
-    raw = jnp.asarray(logits).astype(probs.dtype)
+    raw = jnp.where(given.known[..., None], jnp.asarray(logits).astype(probs.dtype), 0)
     exponents = jnp.where(given.own, 0, raw) - jnp.sum(raw, axis=-1, keepdims=True)
     constant = jnp.log(given.classes * jnp.asarray(theta, probs.dtype))
     sums = jnp.logaddexp(jax.nn.logsumexp(exponents, axis=-1), constant)

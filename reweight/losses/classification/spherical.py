@@ -219,7 +219,8 @@ def _of_logits(name: str, logits: Logits, labels: Labels, *, least: int = 1, **h
     if given.classes < least:
         _checks.fail(function, "logits", f"of shape {jnp.shape(logits)}", f"at least {least} classes")
     centre = jnp.mean(given.scores, axis=-1)
-    top = jax.lax.stop_gradient(jnp.max(logits, axis=-1)).astype(centre.dtype)
+    read = jnp.where(given.known, jnp.max(logits, axis=-1), 0)
+    top = jax.lax.stop_gradient(read).astype(centre.dtype)
     statistics = SphericalStatistics(
         given.of_label(given.scores) - centre,
         centre + top,
