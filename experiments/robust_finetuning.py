@@ -66,7 +66,8 @@ class Method(NamedTuple):
     length: int = 1
 
 
-# Each peak did best under attack on halves drawn by other seeds, of three to five values from 0.005 to 0.08.
+# Each peak did best under attack on halves drawn by other seeds, of three to five values from 0.005 to 0.08. A slow
+# start did best at the last of them and was tried beyond: 71.2 % at 0.04, 74.1 % at 0.08, 72.5 % at 0.16.
 METHODS: dict[str, Method] = {
     "natural": Method("clean inputs only"),
     "slow_start": Method("slow start, fast decay", _slow_start, 0.08),
@@ -87,7 +88,7 @@ _claim = functools.partial(harness.Claim, "Jeddi et al. 2020, arXiv 2012.13628")
 CLAIMS = (
     _claim("slow_start", "scratch_long", "clean"),
     _claim("slow_start", "scratch_long", "robust"),
-    _claim("slow_start", "step_decay", "robust"),
+    *(_claim("slow_start", than, "robust") for than in ("constant", "step_decay")),
 )
 
 
