@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 from reweight import _checks
 from reweight.losses.classification import cross_entropy
-from reweight.regularizers.mixup import Mixture, draw_mixture, mix
+from reweight.regularizers.mixup import Mask, Mixture, draw_mixture, mix
 
 __all__ = ["AdaptiveMixup", "adaptive_mixup", "gate", "interval_mixture", "intrusion_loss"]
 
@@ -76,13 +76,15 @@ def interval_mixture(
     return Mixture(jnp.stack([jnp.arange(size[0]), partners], axis=1), weights)
 
 
-def gate(key: PRNGKeyArray, x: Rows, partners: Int[Array, " batch"]) -> Rows:
+def gate(key: PRNGKeyArray, x: Rows, partners: Int[Array, " batch"], *, mask: Mask | None = None) -> Rows:
     r"""What a policy sees of a pair: :math:`(m \odot x + m' \odot x_p) / 2` with noise in place of weights.
 
     Args:
       key: for the noise, whose entries are normal, cut at two standard deviations.
       x: inputs `[B, ...]`.
       partners: of each row the other one of the pair `[B]`; a number outside the batch stands for a row of zeros.
+      mask: boolean or 0/1 `[B]`; masked rows are never read and come out as zeros, and the others get the noise that
+        they would without them. Default: all.
 
     Returns:
       An array of the shape and dtype of `x`.
@@ -97,11 +99,22 @@ def gate(key: PRNGKeyArray, x: Rows, partners: Int[Array, " batch"]) -> Rows:
     _checks.array(function, "x", x, kind="float")
     _checks.array(function, "partners", partners, ndim=1, kind="integer")
     _checks.array(function, "x", x, shape=(*jnp.shape(partners), *jnp.shape(x)[1:]))
-    x = jnp.asarray(x)
+    if mask is not None:
+        _checks.array(function, "mask", mask, shape=jnp.shape(partners))
     dtype = _checks.accumulation_dtype(x)
-    noise = jax.random.truncated_normal(key, -2, 2, (2, *x.shape), jnp.float32).astype(dtype)
+    size, *features = jnp.shape(x)
+    kept = _checks.kept(mask, size)
+    row = kept.reshape(-1, *(1,) * len(features))
+    x = jnp.where(row, x, 0)
+    # Examples lead, so that a row's noise depends on its rank among the kept ones alone.
+    noise = jax.random.truncated_normal(key, -2, 2, (size, 2, *features), jnp.float32)[_rank(kept)].astype(dtype)
     others = jnp.take(x, partners, axis=0, mode="fill", fill_value=0)
-    return ((noise[0] * x + noise[1] * others) / 2).astype(x.dtype)
+    return jnp.where(row, (noise[:, 0] * x + noise[:, 1] * others) / 2, 0).astype(x.dtype)
+
+
+def _rank(kept: Bool[Array, " batch"]) -> Int[Array, " batch"]:
+    """By what number a kept row goes in what is drawn for the batch."""
+    return jnp.cumsum(kept) - 1
 
 
 def adaptive_mixup(
@@ -109,6 +122,8 @@ def adaptive_mixup(
     policy: Callable[[Rows], Float[Array, "batch 3"]],
     x: Rows,
     targets: Float[Array, "batch *classes"],
+    *,
+    mask: Mask | None = None,
 ) -> AdaptiveMixup:
     """AdaMixUp: pairs of the batch, mixed within the intervals that a policy network allows.
 
@@ -118,9 +133,11 @@ def adaptive_mixup(
 
     Args:
       key: of the step, for pairs, `gate` and u; the same on every shard.
-      policy: from what `gate` makes of the pairs `[B, ...]` to logits `[B, 3]`.
+      policy: from what `gate` makes of the pairs `[B, ...]`, each by itself, to logits `[B, 3]`.
       x: inputs `[B, ...]`.
       targets: probabilities of the classes `[B, C]`, or any other targets that may be mixed `[B, ...]`.
+      mask: boolean or 0/1 `[B]`. Masked rows become zeros, are nobody's partners and are never read; the others are
+        mixed as if the masked ones were not there. `intrusion_loss` of them has to be masked too. Default: all.
 
     Returns:
       Mixed inputs and targets, and the `Mixture`. The gradient flows to inputs, targets and the policy's parameters.
@@ -138,12 +155,15 @@ def adaptive_mixup(
         _checks.fail(function, "x", "a scalar", "an array whose first axis is the batch")
     size = jnp.shape(x)[0]
     _checks.array(function, "targets", targets, shape=(size, *jnp.shape(targets)[1:]), kind="float")
+    if mask is not None:
+        _checks.array(function, "mask", mask, shape=(size,))
+    kept = _checks.kept(mask, size)
     pair_key, gate_key, u_key = jax.random.split(key, 3)
-    partners = draw_mixture(pair_key, size).partners[:, 1]
-    policy_logits = policy(gate(gate_key, x, partners))
+    partners = draw_mixture(pair_key, size, mask=kept).partners
+    policy_logits = policy(gate(gate_key, x, partners[:, 1], mask=kept))
     _checks.array(function, "policy", policy_logits, shape=(size, 3), kind="float")
-    u = jax.random.uniform(u_key, (size,), jnp.float32)
-    mixture = interval_mixture(policy_logits, u, partners)
+    u = jax.random.uniform(u_key, (size,), jnp.float32)[_rank(kept)]
+    mixture = Mixture(partners, interval_mixture(policy_logits, u, partners[:, 1]).weights)
     return AdaptiveMixup(mix(x, mixture), mix(targets, mixture), mixture)
 
 

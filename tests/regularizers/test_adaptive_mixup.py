@@ -114,6 +114,23 @@ def test_a_partner_outside_of_the_batch_is_a_row_of_zeros_for_the_gate_too():
     assert not np.allclose(alone, with_itself)
 
 
+def test_masked_rows_are_absent():
+    mask = np.arange(16) % 3 != 0
+    hidden = np.where(mask[:, None], X, np.nan)
+    policy = jax.jit(lambda pairs: 3 * pairs)
+    found = adaptive_mixup(jax.random.key(1), policy, hidden, TARGETS, mask=mask)
+    alone = adaptive_mixup(jax.random.key(1), policy, X[mask], TARGETS[mask])
+    for whole, kept in zip(
+        (found.x, found.targets, found.mixture.weights), (*alone[:2], alone.mixture.weights), strict=True
+    ):
+        np.testing.assert_allclose(np.asarray(whole)[mask], kept, rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(found.mixture.partners[mask], np.flatnonzero(mask)[alone.mixture.partners])
+    np.testing.assert_array_equal(found.mixture.partners[~mask], 16)
+    np.testing.assert_array_equal(found.x[~mask], 0)
+    nothing = adaptive_mixup(jax.random.key(1), policy, hidden, TARGETS, mask=np.zeros(16))
+    np.testing.assert_array_equal(nothing.x, 0)
+
+
 def test_the_policy_learns_from_both_losses():
     params = jnp.zeros((3, 3))
 
@@ -140,6 +157,9 @@ def test_real_rows_are_the_first_class():
         (lambda: adaptive_mixup(jax.random.key(0), constant(0, 0, 0), X, TARGETS[:3]), "targets"),
         (lambda: interval_mixture(X, np.ones(3, np.float32), np.arange(16)), "u"),
         (lambda: gate(jax.random.key(0), X, np.arange(3)), "x"),
+        (lambda: gate(jax.random.key(0), X, np.zeros(16)), "partners"),
+        (lambda: gate(jax.random.key(0), X, np.arange(16), mask=np.ones(3)), "mask"),
+        (lambda: adaptive_mixup(jax.random.key(0), constant(0, 0, 0), X, TARGETS, mask=np.ones(3)), "mask"),
         (lambda: intrusion_loss(X, np.ones(16)), "logits"),
         (lambda: intrusion_loss(X[:, :2], np.ones(3)), "real"),
     ],

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from conformance.case import Case
-from reweight.regularizers import adaptive_mixup
+from reweight.regularizers import adaptive_mixup, mixup
 
 KEY = jax.random.key(3)
 POLICY = np.random.default_rng(4).normal(size=(4, 3))
@@ -25,32 +25,54 @@ def interval(policy_logits, u, partners):
     return np.stack([np.arange(len(u)), partners], axis=1), np.stack([own, 1 - own], axis=1)
 
 
-def rows(rng, n):
-    return {"x": rng.normal(size=(n, 2, 3)), "partners": rng.permutation(n)}
+def _partners(key, size, mask):
+    return mixup.draw_mixture(key, size, mask=mask).partners[:, 1]
 
 
-def gate(x, partners):
-    noise = np.asarray(jax.random.truncated_normal(KEY, -2, 2, (2, *x.shape), np.float32), np.float64)
-    return (noise[0] * x + noise[1] * x[partners]) / 2
+def _of_drawn_partners(x, mask=None):
+    return adaptive_mixup.gate(KEY, x, _partners(KEY, len(x), mask), mask=mask)
+
+
+def gate(x, mask, key=KEY, pair_key=KEY):
+    """The pairs again: kept rows have the noise of the first ones, masked rows are zeros."""
+    x, found = np.where(mask.reshape(-1, *(1,) * (x.ndim - 1)), x, 0), np.zeros(x.shape)
+    noise = np.asarray(jax.random.truncated_normal(key, -2, 2, (len(x), 2, *x.shape[1:]), np.float32), np.float64)
+    partners = np.asarray(_partners(pair_key, len(x), mask))
+    for i, row in enumerate(np.flatnonzero(mask)):
+        found[row] = (noise[i, 0] * x[row] + noise[i, 1] * x[partners[row]]) / 2
+    return found
 
 
 def examples(rng, n):
     return {"x": rng.normal(size=(n, 4)), "targets": rng.dirichlet(np.ones(3), n)}
 
 
-def _of_linear_policy(x, targets):
-    return adaptive_mixup.adaptive_mixup(KEY, lambda pairs: pairs @ POLICY.astype(pairs.dtype), x, targets)
+def _of_linear_policy(x, targets, mask=None):
+    return adaptive_mixup.adaptive_mixup(KEY, lambda pairs: pairs @ POLICY.astype(pairs.dtype), x, targets, mask=mask)
 
 
-def mixed(x, targets):
+def _mixed(x, targets, mask=None):
+    found = _of_linear_policy(x, targets, mask)
+    return found.x, found.targets
+
+
+def mixed(x, targets, mask):
     """The weights of each pair again, from the partners and the place in the interval that were drawn."""
     pair_key, gate_key, u_key = jax.random.split(KEY, 3)
-    partners = np.asarray(adaptive_mixup.draw_mixture(pair_key, len(x)).partners[:, 1])
-    noise = np.asarray(jax.random.truncated_normal(gate_key, -2, 2, (2, *x.shape), np.float32), np.float64)
-    u = np.asarray(jax.random.uniform(u_key, (len(x),), np.float32), np.float64)
-    both, weights = interval((noise[0] * x + noise[1] * x[partners]) / 2 @ POLICY, u, partners)
-    own = weights[:, :1]
-    return own * x + (1 - own) * x[partners], own * targets + (1 - own) * targets[partners], both, weights
+    u = np.asarray(jax.random.uniform(u_key, (len(x),), np.float32), np.float64)[np.cumsum(mask) - 1]
+    partners = np.where(mask, np.asarray(_partners(pair_key, len(x), mask)), 0)
+    _, weights = interval(gate(x, mask, gate_key, pair_key) @ POLICY, u, partners)
+    own, kept = weights[:, :1], mask[:, None]
+    return tuple(np.where(kept, own * rows + (1 - own) * rows[partners], 0) for rows in (x, targets))
+
+
+def mixtures_are_of_kept_rows(probe):
+    arrays = probe.arrays()
+    mask = arrays["mask"]
+    partners, weights = _of_linear_policy(**{name: jax.numpy.asarray(a) for name, a in arrays.items()}).mixture
+    assert np.isin(partners[mask], np.flatnonzero(mask)).all()
+    assert (partners[~mask] == len(mask)).all()
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
 
 
 def told(rng, n):
@@ -73,22 +95,25 @@ CASES = [
     ),
     Case(
         function=adaptive_mixup.gate,
-        inputs=rows,
-        call=lambda x, partners: adaptive_mixup.gate(KEY, x, partners),
+        inputs=lambda rng, n: {"x": rng.normal(size=(n, 2, 3))},
+        call=_of_drawn_partners,
+        mask="mask",
         differentiable=("x",),
         bf16=None,
         reference=gate,
-        bad={"partners": (np.zeros(16),)},
-        free={"key": "any key"},
+        free={"key": "any key", "partners": "drawn here; refused in tests/regularizers"},
+        blames=("draw_mixture",),
         **DRAWS,
     ),
     Case(
         function=adaptive_mixup.adaptive_mixup,
         inputs=examples,
-        call=_of_linear_policy,
+        call=_mixed,
+        mask="mask",
         differentiable=("x", "targets"),
         bf16=None,
         reference=mixed,
+        invariants=(mixtures_are_of_kept_rows,),
         bad={"x": (np.zeros((16, 4), int),), "targets": (np.zeros((16, 3), int),)},
         free={"key": "any key", "policy": "any network"},
         **DRAWS,
