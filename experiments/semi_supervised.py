@@ -5,7 +5,8 @@ certain predictions too, in the same view (pseudo-labels) or in a harder one (Fi
 aligned, so that all classes are predicted as often; and (ShrinkMatch) on its uncertain predictions, after the classes
 that it confuses with the most likely one are left out. Model, budget, views and labelled examples are the same for all;
 a seed draws the labelled examples, the initial parameters, the views and the order of the batches. Claims are judged on
-the test set, as in the papers; accuracy on all 1,797 digits, of which 40 had a label, stands beside it.
+the test set, as in the papers; accuracy on all 1,797 digits, of which 40 had a label, stands beside it. That
+ShrinkMatch uses more of the unlabelled examples is no claim: it leaves out classes until an example is certain.
 """
 
 import dataclasses
@@ -72,7 +73,6 @@ CLAIMS = (
     harness.Claim(FIXMATCH, "fixmatch", "supervised", "test_accuracy"),
     harness.Claim(FIXMATCH, "fixmatch", "pseudo_label", "test_accuracy"),
     harness.Claim("Berthelot et al. 2019, arXiv 1911.09785", "fixmatch_aligned", "fixmatch", "test_accuracy"),
-    harness.Claim(SHRINKMATCH, "shrinkmatch", "fixmatch_aligned", "used"),
     harness.Claim(SHRINKMATCH, "shrinkmatch", "fixmatch_aligned", "test_accuracy"),
 )
 
