@@ -1,10 +1,11 @@
 """What helps rare classes under attack?
 
 Digits with an exponential long tail, learned from attacked examples and tested with all classes equally frequent, clean
-and under attack. Adversarial training is compared with itself under class weights by effective number, from the first
-step or from the first decay of the learning rate on, and with SRAT, which adds a loss that keeps the features of the
-classes apart, on cross-entropy and on LDAM. Network, budget, attack, rates and seeds are the same for all. A seed draws
-which digit is which class, what is learned from, the initial parameters, the batches and the starts of attacks.
+and under attack. Adversarial training on cross-entropy is compared with itself under class weights by effective number,
+from the first step or from the first decay of the learning rate on, with the same on focal loss and on LDAM, and with
+SRAT, which adds to the late weights a loss that keeps the features of the classes apart, on cross-entropy and on LDAM.
+Network, budget, attack, rates and seeds are the same for all. A seed draws which digit is which class, what is learned
+from, the initial parameters, the batches and the starts of attacks.
 """
 
 import dataclasses
@@ -48,7 +49,7 @@ class Method(NamedTuple):
 
     label: str
     start: float
-    ldam: bool = False
+    base: str = "cross_entropy"
     separation: float = 0.0
 
 
@@ -56,9 +57,11 @@ DEFERRED = 0.6
 METHODS: dict[str, Method] = {
     "pgd_at": Method("equal weights", 1.0),
     "reweighted": Method("class weights", 0.0),
+    "reweighted_focal": Method("class weights, focal", 0.0, "focal"),
     "deferred": Method("deferred weights", DEFERRED),
+    "deferred_ldam": Method("deferred weights, LDAM", DEFERRED, "ldam"),
     "srat": Method("SRAT", DEFERRED, separation=SEPARATION),
-    "srat_ldam": Method("SRAT, LDAM", DEFERRED, ldam=True, separation=SEPARATION),
+    "srat_ldam": Method("SRAT, LDAM", DEFERRED, "ldam", SEPARATION),
 }
 
 METRICS = (
@@ -73,9 +76,10 @@ CLAIMS = (
     _claim("srat", "pgd_at", "robust_rare"),
     _claim("srat", "pgd_at", "robust"),
     _claim("srat_ldam", "pgd_at", "robust_rare"),
-    _claim("srat", "deferred", "robust_rare"),
-    _claim("srat", "reweighted", "robust_rare"),
+    *(_claim("srat", than, "robust_rare") for than in ("deferred", "reweighted", "reweighted_focal")),
     _claim("srat", "reweighted", "robust_frequent"),
+    _claim("srat_ldam", "deferred_ldam", "robust_rare"),
+    _claim("srat_ldam", "deferred_ldam", "robust"),
 )
 
 
@@ -105,9 +109,12 @@ class Config(AttackConfig):
 
 
 def _training(config: Config, method: Method, counts: Float[np.ndarray, " classes"]) -> Training:
-    base: BaseLoss = classification.cross_entropy
-    if method.ldam:
-        base = functools.partial(classification.ldam, class_counts=jnp.asarray(counts), scale=MARGIN_SCALE)
+    bases: dict[str, BaseLoss] = {
+        "cross_entropy": classification.cross_entropy,
+        "focal": classification.focal_loss,
+        "ldam": functools.partial(classification.ldam, class_counts=jnp.asarray(counts), scale=MARGIN_SCALE),
+    }
+    base = bases[method.base]
 
     def loss_fn(params: Tree, batch: Batch, key: PRNGKeyArray) -> LossOutput:
         attacked = adversarial.pgd_attack(

@@ -132,6 +132,7 @@ TROUBLES: tuple[Trouble, ...] = (
         ("f1_gaussians", "balanced_accuracy_gaussians", "f1_tumours"),
         "cross_entropy",
         {
+            "tuned_threshold": "cross-entropy, and the threshold that is best for the metric in training",
             "squared_error": "squared error",
             "anyloss_f1": "`losses.metric.anyloss` of `f_beta`",
             "anyloss_g_mean": "`losses.metric.anyloss` of `g_mean`",
@@ -160,6 +161,7 @@ TROUBLES: tuple[Trouble, ...] = (
             "temperature": "`estimators.calibration.fit_temperature`",
             "mixup": "`regularizers.mixup.mixup`",
             "mixup_4": "`regularizers.mixup.d_mixup`",
+            "label_smoothing": "label smoothing of 0.1",
             "ps_kd": f"`{CLASSIFICATION}.ps_kd`",
         },
     ),
@@ -171,6 +173,7 @@ TROUBLES: tuple[Trouble, ...] = (
         "plain",
         {
             "mixup": "`regularizers.mixup.mixup`",
+            "mixup_and_examples": "`regularizers.mixup.mixup`, beside the examples as they are",
             "adamixup": "`regularizers.adaptive_mixup`",
             "no_discriminator": "`regularizers.adaptive_mixup` without `intrusion_loss`",
         },
@@ -185,7 +188,7 @@ TROUBLES: tuple[Trouble, ...] = (
             "trades": "TRADES",
             "smooth_comp_sum": f"`{ADVERSARIAL}.smooth_comp_sum_loss`",
             "gairat": "`weights.gairat`",
-            "kl_weights": "`weights.kl_dro`",
+            "kl_weights": "`weights.compositional_kl_dro`",
             "doubly_robust": f"`weights.compositional_kl_dro`, `{ADVERSARIAL}.hypergradient`",
         },
     ),
@@ -197,7 +200,9 @@ TROUBLES: tuple[Trouble, ...] = (
         "pgd_at",
         {
             "reweighted": "`weights.class_balanced`",
+            "reweighted_focal": f"`weights.class_balanced`, `{CLASSIFICATION}.focal_loss`",
             "deferred": "`weights.deferred_class_weights`",
+            "deferred_ldam": f"`weights.deferred_class_weights`, `{CLASSIFICATION}.ldam`",
             "srat": f"`{ADVERSARIAL}.batch_srat`",
             "srat_ldam": f"`{ADVERSARIAL}.batch_srat` with `{CLASSIFICATION}.ldam`",
         },
