@@ -2,10 +2,10 @@
 
 First a mixture of two Gaussians where all can be computed: the generator is fitted to the real examples alone, and adds
 to the mean rule as many times as many examples; what shrinks is the gap between the loss on the training set and the
-loss on fresh examples. Then classes with many modes, of which the real examples show few, and generators that come from
-elsewhere: they know the same modes or all of them, make a few or many examples, err about the class, are filtered by
-likeness to the real examples, or make classes beyond those of the task. A seed draws the world, the examples and the
-initial parameters.
+loss on fresh examples, and the question is by which share, where there are few examples and where there are many. Then
+classes with many modes, of which the real examples show few, and generators that come from elsewhere: they know the
+same modes or all of them, make a few or many examples, err about the class, are filtered by likeness to the real
+examples, or make classes beyond those of the task. A seed draws the world, the examples and the initial parameters.
 """
 
 import dataclasses
@@ -31,7 +31,9 @@ DIVERGEN = "Fan et al. 2024, arXiv 2405.10185"
 SCALE, FRESH = 0.6, 2000
 RATIOS = (0, 1, 5, 20)
 # Features and real examples of the two problems in which the ratio of generated to real examples changes.
-FEW, MANY = (50, 10), (1, 40)
+PROBLEMS = {"few": (50, 10), "many": (1, 40)}
+# Which pools a change in accuracy is between.
+GROWTHS = {"growth_same": ("same_64", "same_1024"), "growth_diverse": ("diverse_64", "diverse_1024")}
 
 METHODS: dict[str, str] = {
     **{f"times_{ratio}": f"{ratio} x generated" for ratio in RATIOS},
@@ -44,6 +46,10 @@ METHODS: dict[str, str] = {
     "diverse_1024": "all modes, 1024",
     "filtered": "all modes, filtered",
     "extra_classes": "filtered, extra classes",
+    "gain_few": "10 in 50 dimensions",
+    "gain_many": "40 in 1 dimension",
+    "growth_same": "known modes",
+    "growth_diverse": "all modes",
 }
 
 METRICS = (
@@ -52,16 +58,18 @@ METRICS = (
     harness.Metric("accuracy", "test accuracy", percent=True, digits=1, table="classes with modes"),
     harness.Metric("gap", "training - test", percent=True, digits=1, better="lower", table="classes with modes"),
     harness.Metric("distance", "distance of the law", digits=2, better="lower", table="classes with modes"),
+    harness.Metric("gain", "share of the gap that 20 x generated take away", percent=True, digits=1, table="gain"),
+    harness.Metric("growth", "accuracy with 1024 - with 64 generated", percent=True, digits=1, table="growth"),
 )
 
 CLAIMS = (
     harness.Claim(GDA, "times_20", "times_0", "few", "lower"),
     harness.Claim(GDA, "times_20", "times_1", "few", "lower"),
-    harness.Claim(GDA, "times_20", "times_0", "many", "lower"),
+    harness.Claim(GDA, "gain_few", "gain_many", "gain"),
     harness.Claim(DIVERGEN, "diverse_1024", "real", "accuracy"),
     harness.Claim(DIVERGEN, "diverse_1024", "same_1024", "accuracy"),
     harness.Claim(DIVERGEN, "diverse_1024", "diverse_64", "accuracy"),
-    harness.Claim(DIVERGEN, "same_1024", "same_64", "accuracy"),
+    harness.Claim(DIVERGEN, "growth_diverse", "growth_same", "growth"),
     harness.Claim(DIVERGEN, "diverse_1024", "same_1024", "gap", "lower"),
     harness.Claim(DIVERGEN, "filtered", "diverse_1024", "accuracy"),
     harness.Claim(DIVERGEN, "extra_classes", "filtered", "accuracy"),
@@ -124,17 +132,21 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
     """Averages the gaps of the mixture, and trains the networks."""
     context = harness.Context() if context is None else context
     keys = jax.vmap(jax.random.key)(jnp.asarray(config.seed_numbers))
+
+    @functools.cache
+    def gaps(problem: str, ratio: int) -> np.ndarray:
+        return np.asarray(_mean_gaps(keys, config.repeats, *PROBLEMS[problem], ratio), np.float64)
+
     values: dict[str, dict[str, np.ndarray]] = {}
     for ratio in RATIOS:
         if (name := f"times_{ratio}") in config.chosen:
-            values[name] = {
-                metric: np.asarray(_mean_gaps(keys, config.repeats, *problem, ratio), np.float64)
-                for metric, problem in (("few", FEW), ("many", MANY))
-            }
-    pools = [name for name in config.chosen if name in mode_world.POOLS]
+            values[name] = {problem: gaps(problem, ratio) for problem in PROBLEMS}
+    compared = {pool for name in config.chosen for pool in GROWTHS.get(name, ())}
+    pools = [name for name in mode_world.POOLS if name in compared.union(config.chosen)]
+    worlds: dict[str, dict[str, np.ndarray]] = {}
     with context.bar(len(pools) * config.steps) as inner:
         if pools:
-            values |= mode_world.learn_worlds(
+            worlds = mode_world.learn_worlds(
                 pools,
                 config.seed_numbers,
                 steps=config.steps,
@@ -143,6 +155,13 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
                 context=inner,
                 mesh=config.mesh,
             )
+    values |= {name: worlds[name] for name in pools if name in config.chosen}
+    for problem in PROBLEMS:
+        if (name := f"gain_{problem}") in config.chosen:
+            values[name] = {"gain": 1 - gaps(problem, RATIOS[-1]) / gaps(problem, 0)}
+    for name, (small, large) in GROWTHS.items():
+        if name in config.chosen:
+            values[name] = {"growth": worlds[large]["accuracy"] - worlds[small]["accuracy"]}
     return harness.Results.of(
         config, values, {f"{metric}/{name}": x for name, found in values.items() for metric, x in found.items()}
     )
@@ -150,12 +169,15 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
 
 def _draw_gaps(axes: Axes, results: harness.Results) -> None:
     ratios = [ratio for ratio in RATIOS if f"times_{ratio}" in results.values]
-    for metric, color, marker in zip(METRICS[:2], figures.PALETTE[1:], figures.MARKERS, strict=False):
-        found = [results.interval(f"times_{ratio}", metric.name) for ratio in ratios]
+    for problem, color, marker in zip(PROBLEMS, figures.PALETTE[1:], figures.MARKERS, strict=False):
+        found = [results.interval(f"times_{ratio}", problem) for ratio in ratios]
         if found:
             figures.points(axes, range(len(ratios)), found, color=color, marker=marker)
+            text, gain = results.label(f"gain_{problem}"), f"gain_{problem}"
+            if gain in results.values:
+                text += f", gap {-100 * results.interval(gain, 'gain').mean:+.0f} %"
             axes.annotate(
-                metric.label, (len(ratios) - 1, found[-1].mean), xytext=(0, 9 if metric.name == "many" else 22),
+                text, (len(ratios) - 1, found[-1].mean), xytext=(0, 9 if problem == "many" else 22),
                 textcoords="offset points", color=color, fontsize=8, ha="right",
             )  # fmt: skip
     axes.set_xticks(range(len(ratios)), [str(ratio) for ratio in ratios])
@@ -172,10 +194,9 @@ def _draw_pools(axes: Axes, results: harness.Results) -> None:
         if found:
             at = [sizes.index(int(name.split("_")[1])) for name in names]
             figures.points(axes, at, found, color=color, marker=marker, scale=100)
-            name = "known modes" if kind == "same" else "all modes"
             axes.annotate(
-                name, (at[-1], 100 * found[-1].mean), xytext=(-9, 9), textcoords="offset points",
-                color=color, fontsize=8, ha="right",
+                results.label(f"growth_{kind}"), (at[-1], 100 * found[-1].mean), xytext=(-9, 9),
+                textcoords="offset points", color=color, fontsize=8, ha="right",
             )  # fmt: skip
     beside = (("filtered", figures.PALETTE[3], 0.14, -5), ("extra_classes", figures.PALETTE[4], 0.28, -17))
     for name, color, shift, drop in beside:
