@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments import metric_losses
 
@@ -44,3 +45,17 @@ def test_without_hidden_layers_the_network_is_linear():
     assert len(params) == 1
     np.testing.assert_array_equal(metric_losses._score(params, jnp.ones((4, 3))), 0)
     assert [kernel.shape for kernel, _ in metric_losses._initial(KEY, (3, 8, 8, 1))] == [(3, 8), (8, 8), (8, 1)]
+
+
+@pytest.mark.parametrize("name", metric_losses.SCORED)
+def test_no_other_threshold_is_better_in_training(name):
+    table, score = metric_losses.gaussians(KEY, 400, ratio=10), metric_losses.SCORED[name]
+    table = table._replace(weights=jax.random.uniform(KEY, (400,)))
+    scores = table.inputs[:, 0]
+
+    def at(threshold):
+        return score(metric_losses.confusion.counts(scores > threshold, table.labels, table.weights))
+
+    tried = jax.vmap(at)(scores)
+    found = at(metric_losses.best_threshold(score, scores, table))
+    np.testing.assert_allclose(found, np.max(tried), rtol=1e-5)
