@@ -4,8 +4,9 @@ Mixtures of examples of two classes are labelled as both. Where a third class li
 such mixtures as neighbours: its manifold is intruded. Points of three classes stand in a row in the plane, the middle
 class is rare, and a network is trained on the points as they are, on mixtures, or by AdaMixUp: a policy learns for each
 pair the interval of the weights, from the classifier's loss and from a discriminator that tells mixtures from examples.
-What is left of the intervals is measured beside the recall of the middle class. A seed draws the training set, the
-initial parameters and the order of the batches.
+AdaMixUp trains on the examples of the mixtures too, and mixup does not; mixup with the examples beside its mixtures
+tells what that alone does. What is left of the intervals is measured beside the recall of the middle class. A seed
+draws the training set, the initial parameters and the order of the batches.
 """
 
 import dataclasses
@@ -40,10 +41,14 @@ TRAIN, TEST = 500, 3000
 
 
 class Method(NamedTuple):
-    """The name in the figure, and how examples are mixed: not, evenly, or by a policy, with a discriminator or not."""
+    """The name in the figure, and how examples are mixed: not, evenly, or by a policy, with a discriminator or not.
+
+    With `halves` half of a batch is mixed and trained on both mixed and as it is, as AdaMixUp does.
+    """
 
     label: str
     mixes: bool = True
+    halves: bool = False
     learned: bool = False
     discriminates: bool = False
 
@@ -51,8 +56,9 @@ class Method(NamedTuple):
 METHODS: dict[str, Method] = {
     "plain": Method("no mixing", mixes=False),
     "mixup": Method("mixup"),
-    "adamixup": Method("AdaMixUp", learned=True, discriminates=True),
-    "no_discriminator": Method("AdaMixUp without discriminator", learned=True),
+    "mixup_and_examples": Method("mixup and examples", halves=True),
+    "adamixup": Method("AdaMixUp", halves=True, learned=True, discriminates=True),
+    "no_discriminator": Method("AdaMixUp without discriminator", halves=True, learned=True),
 }
 
 METRICS = (
@@ -67,6 +73,9 @@ CLAIMS = (
     _claim("mixup", "plain", "middle", "lower"),
     _claim("adamixup", "mixup", "middle"),
     _claim("adamixup", "mixup", "balanced_accuracy"),
+    _claim("adamixup", "mixup_and_examples", "middle"),
+    _claim("adamixup", "mixup_and_examples", "balanced_accuracy"),
+    _claim("adamixup", "no_discriminator", "balanced_accuracy"),
     _claim("adamixup", "plain", "balanced_accuracy"),
 )
 
@@ -77,10 +86,12 @@ class Config(harness.Config):
 
     table: ClassVar[tuple[str, ...]] = tuple(METHODS)
 
+    seeds: int = 16
+    """How many seeds: AdaMixUp ends well or badly, so that few seeds say little of its mean."""
     steps: int = 500
     """Training steps."""
     batch_size: int = 128
-    """Examples a step; of half of them mixtures are made."""
+    """Examples a step, of which all or half are mixed."""
     learning_rate: float = 2e-3
     """Of Adam, with weight decay of 1e-4."""
     width: int = 32
@@ -95,6 +106,21 @@ class Config(harness.Config):
     def smoke(cls) -> Self:
         """Two seeds, two methods, a few steps."""
         return cls(seeds=2, methods=("mixup", "adamixup"), steps=40, width=8)
+
+
+class _Keys(NamedTuple):
+    """A seed's keys."""
+
+    train: PRNGKeyArray
+    test: PRNGKeyArray
+    model: PRNGKeyArray
+    run: PRNGKeyArray
+    order: PRNGKeyArray
+    measure: PRNGKeyArray
+
+    @classmethod
+    def of(cls, seed: Int[Array, ""]) -> Self:
+        return cls(*jax.random.split(jax.random.key(seed), len(cls._fields)))
 
 
 def points(key: PRNGKeyArray, size: int, shares: tuple[float, ...]) -> tuple[Float[Array, "n 2"], Int[Array, " n"]]:
@@ -146,18 +172,21 @@ def _loss_fn(method: Method) -> Any:
         x, targets = batch["inputs"], jax.nn.one_hot(batch["labels"], 3)
         if not method.mixes:
             return LossOutput(cross_entropy(_classify(params, x), targets))
-        if not method.learned:
+        if not method.halves:
             x, targets = mixup(key, x, targets, per_example=True)
             return LossOutput(cross_entropy(_classify(params, x), targets))
         (seen, unseen), wanted = (x[::2], x[1::2]), targets[::2]
-        mixed = adaptive_mixup(key, functools.partial(_apply, params["policy"]), seen, wanted)
-        logits = _classify(params, jnp.concatenate([mixed.x, seen]))
-        fit = cross_entropy(logits, jnp.concatenate([mixed.targets, wanted]))
+        if method.learned:
+            policy = functools.partial(_apply, params["policy"])
+            mixed, labelled, _ = adaptive_mixup(key, policy, seen, wanted)
+        else:
+            mixed, labelled = mixup(key, seen, wanted, per_example=True)
+        logits = _classify(params, jnp.concatenate([mixed, seen]))
+        fit = cross_entropy(logits, jnp.concatenate([labelled, wanted]))
         if not method.discriminates:
             return LossOutput(fit)
         told = intrusion_loss(
-            _discriminate(params, jnp.concatenate([mixed.x, seen, unseen])),
-            jnp.arange(3 * len(seen)) >= len(seen),
+            _discriminate(params, jnp.concatenate([mixed, seen, unseen])), jnp.arange(3 * len(seen)) >= len(seen)
         )
         return LossOutput(fit + jnp.mean(told))
 
@@ -193,16 +222,15 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
     values: dict[str, dict[str, np.ndarray]] = {}
     edges = np.linspace(-3.5, 3.5, 57)
     curves: dict[str, np.ndarray] = {"places": (edges[1:] + edges[:-1]) / 2}
-    keys = jax.vmap(jax.random.key)(jnp.asarray(config.seed_numbers))
-
-    def drawn(size: int, shares: tuple[float, ...], purpose: int) -> tuple[Array, Array]:
-        return jax.jit(jax.vmap(lambda key: points(jax.random.fold_in(key, purpose), size, shares)))(keys)
-
-    train, test = drawn(TRAIN, SHARES, 2), drawn(TEST, (1 / 3,) * 3, 3)
+    keys = jax.vmap(_Keys.of)(jnp.asarray(config.seed_numbers))
+    train, test = (
+        jax.jit(jax.vmap(functools.partial(points, size=size, shares=shares)))(of_seeds)
+        for of_seeds, size, shares in ((keys.train, TRAIN, SHARES), (keys.test, TEST, (1 / 3,) * 3))
+    )
     optimizer = optax.adamw(config.learning_rate, weight_decay=1e-4)
 
-    def start(key: PRNGKeyArray) -> TrainState:
-        return init_state(_initial(key, config.width), None, optimizer, key=jax.random.fold_in(key, 1))
+    def start(keys: _Keys) -> TrainState:
+        return init_state(_initial(keys.model, config.width), None, optimizer, key=keys.run)
 
     with context.bar(len(config.chosen) * config.steps) as inner:
         for name in config.chosen:
@@ -212,7 +240,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
                 make_step(_loss_fn(method), optimizer),
                 jax.jit(jax.vmap(start))(keys),
                 dict(zip(("inputs", "labels"), train, strict=True)),
-                keys,
+                keys.order,
                 batch_size=config.batch_size,
                 num_steps=config.steps,
                 context=inner,
@@ -220,7 +248,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
                 mesh=config.mesh,
             )
             measure = jax.jit(jax.vmap(functools.partial(_measured, method)))
-            found = jax.device_get(measure(state.params, keys, test))
+            found = jax.device_get(measure(state.params, keys.measure, test))
             values[name] = {metric.name: found[metric.name] for metric in METRICS}
             places = [row[np.isfinite(row)] for row in found["places"]]
             curves[f"density/{name}"] = np.stack([np.histogram(row, edges, density=True)[0] for row in places])
@@ -244,9 +272,9 @@ def draw(results: harness.Results) -> Figure:
             style = "-" if name in ("mixup", "adamixup") else "--"
             density = results.curves[f"density/{name}"].mean(axis=0)
             left.plot(at, density, color=colors[name], linestyle=style, label=results.label(name))
-        left.set(xlabel="place along the row", ylabel="density", title="What is trained on of the outer classes")
+        left.set(xlabel="place along the row", ylabel="density", title="Mixtures of the outer classes")
         left.set_ylim(0, 1.25 * whole.max())
-        drawn.legend(loc="outside lower center", ncols=4)
+        drawn.legend(loc="outside lower center", ncols=len(results.values))
         names = list(results.values)
         for axes, metric in zip((middle, right), METRICS[:2], strict=True):
             for i, name in enumerate(names):
