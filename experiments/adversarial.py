@@ -5,11 +5,15 @@ distance between both (TRADES, smooth adversarial comp-sum), and from attacked o
 example withstands (GAIRAT), or by its loss, as the worst distribution near the uniform one, with a gradient that
 follows the attack (doubly robust) or without. Network, budget, attack and seeds are the same for all. A seed draws the
 halves to learn from and to be tested on, the initial parameters, the batches and the starts of attacks.
+
+Smooth comp-sum stands on a family of losses for clean inputs, of which cross-entropy is one. Beside the rest they are
+compared on clean inputs, and what their excess promises for the error is held against the error, on scores for classes
+whose probabilities are known.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
@@ -17,10 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import harness
-from experiments.envs import robust_digits
+from experiments.envs import known_probabilities, robust_digits
 from experiments.envs.robust_digits import AttackConfig, Training, attack_options, logits
 from experiments.harness import figures
 from reweight import weights
@@ -40,12 +45,13 @@ TEMPERATURE = 1.0
 BARRIER = 1e-4
 
 
-def _natural(config: AttackConfig) -> Training:
+def _clean(config: AttackConfig, *, tau: float = 1.0) -> Training:
+    """Comp-sum losses of clean inputs; 1 is cross-entropy."""
     del config
 
     def loss_fn(params: Tree, batch: Batch, key: PRNGKeyArray) -> LossOutput:
         del key
-        return LossOutput(robust_digits.cross_entropy(params, batch["inputs"], batch["labels"]))
+        return LossOutput(classification.comp_sum_loss(logits(params, batch["inputs"]), batch["labels"], tau=tau))
 
     return Training(loss_fn)
 
@@ -137,20 +143,26 @@ def _doubly_robust(config: AttackConfig) -> Training:
 
 
 class Method(NamedTuple):
-    """The name in the figure, and how the method learns."""
+    """The name in the figure, how the method learns, and which comp-sum loss it is if inputs are clean."""
 
     label: str
     training: Callable[[AttackConfig], Training]
+    tau: float | None = None
 
 
+OTHER_TAUS = (0.0, 0.5, 1.5, 2.0)
 METHODS: dict[str, Method] = {
-    "natural": Method("clean inputs", _natural),
+    "natural": Method("clean inputs", _clean, 1.0),
     "pgd_at": Method("PGD", _pgd_at),
     "trades": Method("TRADES", _trades),
     "smooth_comp_sum": Method("smooth comp-sum", _smooth_comp_sum),
     "gairat": Method("PGD, GAIRAT weights", _gairat),
     "kl_weights": Method("PGD, KL-DRO weights", lambda config: _pgd_at(config, _worst_distribution())),
     "doubly_robust": Method("doubly robust", _doubly_robust),
+    **{
+        f"comp_sum_{tau:g}": Method(f"clean inputs, comp-sum {tau:g}", functools.partial(_clean, tau=tau), tau)
+        for tau in OTHER_TAUS
+    },
 }
 
 
@@ -172,17 +184,27 @@ METRICS = (
     harness.Metric("robust", "under attack", percent=True, digits=1),
     harness.Metric("robust_tail", "under attack, weakest 30 %", percent=True, digits=1),
     harness.Metric("robust_worst", "under attack, weakest class", percent=True, digits=1),
+    # That this is below 1 is a theorem, and so no claim.
+    harness.Metric(
+        "bound_reached", "error over its bound, at most", None, percent=True, digits=1, table="Known probabilities"
+    ),
 )
 
 _DOUBLY = "Sow et al. 2023, arXiv 2308.00311"
 _COMP_SUM = "Mao, Mohri and Zhong 2023, arXiv 2304.07288"
 CLAIMS = (
-    *(harness.Claim(_DOUBLY, "doubly_robust", than, "robust") for than in ("pgd_at", "gairat", "trades")),
-    *(harness.Claim(_DOUBLY, "doubly_robust", than, "robust_tail") for than in ("pgd_at", "trades")),
+    *(
+        harness.Claim(_DOUBLY, "doubly_robust", than, metric)
+        for metric in ("robust", "robust_tail")
+        for than in ("pgd_at", "gairat", "trades", "kl_weights")
+    ),
     harness.Claim(_COMP_SUM, "smooth_comp_sum", "pgd_at", "robust"),
     harness.Claim(_COMP_SUM, "smooth_comp_sum", "trades", "robust"),
     harness.Claim(_COMP_SUM, "smooth_comp_sum", "trades", "clean"),
+    *(harness.Claim(_COMP_SUM, "natural", f"comp_sum_{tau:g}", "clean") for tau in OTHER_TAUS),
 )
+INPUTS = 64  # of known probabilities
+SPREADS = np.geomspace(0.1, 3, 25)  # of the noise in the logarithms of guesses of them
 
 
 def scores(clean: np.ndarray, robust: np.ndarray) -> dict[str, np.ndarray]:
@@ -200,6 +222,25 @@ def scores(clean: np.ndarray, robust: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
+def bounds(seeds: np.ndarray, tau: float) -> tuple[np.ndarray, np.ndarray]:
+    """Excess errors of worse and worse guesses of the truth, and the bounds on them, `[seeds, spreads]`.
+
+    Scores are the best ones for the loss if the guess were the truth; from 2 on those are infinite, and large ones do.
+    """
+    classes, power = robust_digits.CLASSES, 1 / max(2 - tau, 0.1)
+
+    def one(seed: Array) -> tuple[Array, Array]:
+        of_truth, of_noise = jax.random.split(jax.random.key(seed))
+        truth = known_probabilities.probabilities(of_truth, inputs=INPUTS, classes=classes)
+        noise = jax.random.normal(of_noise, truth.shape)
+        guesses = jnp.log(truth) + jnp.asarray(SPREADS, jnp.float32)[:, None, None] * noise
+        excess = jax.vmap(lambda guess: known_probabilities.comp_sum_excess(power * guess, truth, tau))(guesses)
+        return excess.error, classification.comp_sum_bound(excess.loss, tau=tau, num_classes=classes)
+
+    error, bound = jax.jit(jax.vmap(one))(jnp.asarray(seeds))
+    return np.asarray(error), np.asarray(bound)
+
+
 def run(config: Config, context: harness.Context | None = None) -> harness.Results:
     """Trains every method over all seeds and attacks it with PGD of 20 steps."""
     context = harness.Context() if context is None else context
@@ -211,15 +252,22 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
             clean, robust = bench.recalls(bench.fit(name, METHODS[name].training(config)))
             values[name] = scores(clean, robust)
             curves |= {f"clean/{name}": clean, f"robust/{name}": robust}
+            tau = METHODS[name].tau
+            if tau is not None:
+                error, bound = bounds(config.seed_numbers, tau)
+                values[name]["bound_reached"] = (error / np.maximum(bound, 1e-12)).max(axis=1)
+                curves |= {f"error/{name}": error, f"bound/{name}": bound}
     return harness.Results.of(config, values, curves)
 
 
 def draw(results: harness.Results) -> Figure:
-    """Left: all classes and the weakest one, clean and under attack. Right: the classes from the weakest on."""
-    methods = list(results.values)
+    """Above, attacks: all classes and the weakest one, and class by class. Below, comp-sum losses of clean inputs."""
+    methods = [name for name in results.values if METHODS[name].tau in (None, 1.0)]
+    clean = sorted((name for name in results.values if METHODS[name].tau is not None), key=_tau)
     colors = dict(zip(methods, figures.PALETTE, strict=False))
-    with figures.figure(9.6, 4.0) as drawn:
-        left, right = drawn.subplots(1, 2, width_ratios=[1.25, 1])
+    with figures.figure(9.6, 7.0 if clean else 4.0) as drawn:
+        rows = drawn.subplots(1 + bool(clean), 2, width_ratios=[1.25, 1], squeeze=False)
+        left, right = rows[0]
         for row, name in enumerate(methods):
             for side, all_of, one_of in ((-0.16, "clean", "clean_worst"), (0.16, "robust", "robust_worst")):
                 both = [results.interval(name, metric) for metric in (all_of, one_of)]
@@ -242,7 +290,33 @@ def draw(results: harness.Results) -> Figure:
         right.set(xlabel="class, from the weakest to the strongest", ylabel="accuracy under attack, %", ylim=(0, 100))
         right.set_xticks(range(1, robust_digits.CLASSES + 1))
         right.set_title("Class by class, colours as on the left")
+        if clean:
+            _draw_comp_sum(rows[1], results, clean)
     return drawn
+
+
+def _tau(name: str) -> float:
+    tau = METHODS[name].tau
+    assert tau is not None
+    return tau
+
+
+def _draw_comp_sum(row: Sequence[Axes], results: harness.Results, names: list[str]) -> None:
+    left, right = row
+    taus = [_tau(name) for name in names]
+    for metric, style in (("clean", {}), ("clean_worst", {"marker": "v", "markerfacecolor": "white"})):
+        found = [results.interval(name, metric) for name in names]
+        figures.points(left, taus, found, color="#555555", scale=100, **style)
+    left.set(xlabel="tau of the comp-sum loss (1 is cross-entropy)", ylabel="accuracy, %")
+    left.set_xticks(taus)
+    left.set_title("Learned from clean inputs")
+    for name, color in zip(names, figures.PALETTE, strict=False):
+        error, bound = (100 * results.curves[f"{side}/{name}"].mean(axis=0) for side in ("error", "bound"))
+        right.plot(error, bound, color=color, label=f"tau = {_tau(name):g}")
+    right.axline((1, 1), (10, 10), color="#999999", linewidth=0.8, linestyle="--", label="the error itself")
+    right.set(xscale="log", yscale="log", xlabel="excess error, points", ylabel="its bound, points")
+    right.set_title("What the excess loss promises")
+    right.legend(loc="upper left", fontsize=7.5)
 
 
 if __name__ == "__main__":
