@@ -28,7 +28,7 @@ class Law(NamedTuple):
 LAWS = {
     "gaussian": Law(2.0, 0.5**0.5, "Gaussian"),
     "holtsmark": Law(1.5, 0.5, "Holtsmark, alpha = 1.5"),
-    "cauchy": Law(1.0, 0.2, "Cauchy, alpha = 1"),
+    "cauchy": Law(1.0, 0.1, "Cauchy, alpha = 1"),
 }
 
 
