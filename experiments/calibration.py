@@ -4,8 +4,8 @@ Where classes overlap, a network that fits every label is sure and wrong, and on
 from the pair of classes that share an input without handing it to all others. In pairs of Gaussian classes with a
 common part (`envs.overlapping_classes`) the true probabilities are known. More classes and more overlap are tried, with
 as many examples. Compared are the interpolating network as it is and at the best temperature for held-out examples,
-mixtures of two and of four examples, which no temperature follows, and self-distillation. A seed draws the classes, the
-examples, the initial parameters and the order of the batches.
+mixtures of two and of four examples, which no temperature follows, smooth labels and self-distillation. A seed draws
+the classes, the examples, the initial parameters and the order of the batches.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -57,6 +57,7 @@ class Method(NamedTuple):
 
     label: str
     d: int = 1
+    smoothing: float = 0.0  # the share of a label that all classes get alike
     scales: str | None = None
     distils: bool = False
 
@@ -66,6 +67,7 @@ METHODS: dict[str, Method] = {
     "temperature": Method("+ temperature", scales="cross_entropy"),
     "mixup": Method("mixup", d=2),
     "mixup_4": Method("mixup of 4", d=4),
+    "label_smoothing": Method("label smoothing", smoothing=0.1),
     "ps_kd": Method("PS-KD", distils=True),
     "truth": Method("true probabilities"),
 }
@@ -100,10 +102,16 @@ CLAIMS = (
     harness.Claim(_OVERLAP, "mixup_4", "temperature", "growth", "lower"),
     harness.Claim(_GUO, "temperature", "cross_entropy", HARDEST.metric("nll"), "lower"),
     harness.Claim(_GUO, "temperature", "cross_entropy", HARDEST.metric("ece"), "lower"),
-    harness.Claim(_PS_KD, "ps_kd", "cross_entropy", HARDEST.metric("nll"), "lower"),
-    harness.Claim(_PS_KD, "ps_kd", "cross_entropy", HARDEST.metric("ece"), "lower"),
-    harness.Claim(_PS_KD, "ps_kd", "cross_entropy", "aurc", "lower"),
-    harness.Claim(_PS_KD, "ps_kd", "cross_entropy", HARDEST.metric("accuracy")),
+    *(
+        claim
+        for than in ("cross_entropy", "label_smoothing")
+        for claim in (
+            harness.Claim(_PS_KD, "ps_kd", than, HARDEST.metric("nll"), "lower"),
+            harness.Claim(_PS_KD, "ps_kd", than, HARDEST.metric("ece"), "lower"),
+            harness.Claim(_PS_KD, "ps_kd", than, "aurc", "lower"),
+            harness.Claim(_PS_KD, "ps_kd", than, HARDEST.metric("accuracy")),
+        )
+    ),
 )
 
 
@@ -187,8 +195,12 @@ def _logits(params: Any, inputs: Float[Array, "cells n features"]) -> Float[Arra
     """The logits of every cell's network, -1e4 for classes that the cell does not have."""
     apply = _network(jax.random.key(0)).apply
     logits = jax.vmap(lambda params, inputs: apply(params, {}, inputs)[0])(params, inputs)
-    present = jnp.arange(CLASSES) < jnp.array([cell.classes for cell in CELLS])[:, None, None]
-    return jnp.where(present, logits, -1e4)
+    return jnp.where(_present()[:, None], logits, -1e4)
+
+
+def _present() -> Bool[Array, "cells classes"]:
+    """Which classes there are in a cell."""
+    return jnp.arange(CLASSES) < jnp.array([cell.classes for cell in CELLS])[:, None]
 
 
 def _train(name: str, config: Config, context: harness.Context, train: world.Examples) -> Any:
@@ -204,6 +216,8 @@ def _train(name: str, config: Config, context: harness.Context, train: world.Exa
     def loss_fn(params: Any, extra: Any, batch: Mapping[str, Array], key: PRNGKeyArray) -> LossOutput:
         del extra
         inputs, targets = batch["inputs"], jax.nn.one_hot(batch["labels"], CLASSES)
+        evenly = _present() / jnp.sum(_present(), axis=1, keepdims=True)
+        targets += method.smoothing * (evenly - targets)
         inputs, targets = d_mixup(key, inputs, targets, d=method.d)
         logits = jnp.moveaxis(_logits(params, jnp.moveaxis(inputs, 1, 0)), 0, 1).reshape(-1, CLASSES)
         if loss is None:
@@ -306,14 +320,20 @@ def _draw_reliability(axes: Axes, results: harness.Results) -> None:
 
 
 def draw(results: harness.Results) -> Figure:
-    """NLL against the number of classes and against overlap, and how often confidence is right in the hardest cell."""
+    """NLL against the number of classes and against overlap, and how often confidence is right in the hardest cell.
+
+    That a temperature does no better than equal probabilities is said of the limit of many classes: the dashed line
+    shows how far off that is.
+    """
     many = [cell for cell in CELLS if cell.overlap == HARDEST.overlap]
     overlapping = sorted((cell for cell in CELLS if cell.classes == CLASSES), key=lambda cell: cell.overlap)
     with figures.figure(10.2, 3.7) as drawn:
         left, middle, right = drawn.subplots(1, 3)
-        _draw_curve(left, results, many, [cell.classes for cell in many], "nll")
+        classes = [cell.classes for cell in many]
+        _draw_curve(left, results, many, classes, "nll")
+        left.plot(classes, np.log(classes), color="#999999", linestyle="--", label="equal probabilities")
         left.set_xscale("log", base=2)
-        left.set_xticks([cell.classes for cell in many], [str(cell.classes) for cell in many])
+        left.set_xticks(classes, [str(number) for number in classes])
         left.set(xlabel="classes", ylabel="NLL, nats")
         left.set_title(f"More classes, overlap {HARDEST.overlap:g}")
         _draw_curve(middle, results, overlapping, [cell.overlap for cell in overlapping], "nll")
@@ -321,7 +341,7 @@ def draw(results: harness.Results) -> Figure:
         middle.set_title(f"More overlap, {CLASSES} classes")
         _draw_reliability(right, results)
         handles, labels = left.get_legend_handles_labels()
-        drawn.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        drawn.legend(handles, labels, loc="outside lower center", ncols=(len(labels) + 1) // 2)
     return drawn
 
 
