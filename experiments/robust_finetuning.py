@@ -98,6 +98,7 @@ class Config(AttackConfig):
 
     table: ClassVar[tuple[str, ...]] = tuple(METHODS)
 
+    seeds: int = 16
     steps: int = 136
     """Steps of fine-tuning: ten epochs."""
     natural_steps: int = 300
