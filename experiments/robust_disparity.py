@@ -141,7 +141,9 @@ def _learn(config: Config, context: harness.Context) -> Params:
     parts = jnp.array([METHODS[name].part for name in config.chosen])
     frequent = jnp.array([ratio / (1 + ratio) for ratio in RATIOS])
     theta = jnp.asarray(THETA, jnp.float32)
-    optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))
+    # One example from the tail has a gradient from which Adam would not recover.
+    rate = optax.cosine_decay_schedule(config.learning_rate, config.steps)
+    optimizer = optax.chain(optax.clip(1.0), optax.adam(rate))
 
     def losses(rule: Params, noise: Array, labels: Array, eps: Array, norm: Norm) -> Float[Array, " batch"]:
         def of(inputs: Array) -> Float[Array, " batch"]:

@@ -47,8 +47,8 @@ def symmetric_stable(key: PRNGKeyArray, alpha: float, shape: tuple[int, ...]) ->
     angle = jax.random.uniform(of_angle, shape, minval=-np.pi / 2, maxval=np.pi / 2)
     size = jnp.maximum(jax.random.exponential(of_size, shape), 1e-12)
     # In float32 the ends of the interval lie beyond the right angle, where the cosine is negative.
-    cosine = jnp.maximum(jnp.cos(angle), 1e-7)
-    tilted = jnp.cos((1 - alpha) * angle) / size
+    cosine, other = (jnp.maximum(jnp.cos(times * angle), 1e-7) for times in (1, 1 - alpha))
+    tilted = other / size
     return jnp.sin(alpha * angle) / cosine ** (1 / alpha) * tilted ** ((1 - alpha) / alpha)
 
 

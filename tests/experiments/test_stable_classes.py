@@ -21,6 +21,14 @@ def test_the_characteristic_function_of_the_draws(alpha):
         np.testing.assert_allclose(np.mean(np.sin(t * draws)), 0, atol=0.015)
 
 
+@pytest.mark.parametrize("alpha", [1.0, 1.5, 2.0])
+@pytest.mark.parametrize("end", ["minval", "maxval"])
+def test_draws_are_finite_at_the_ends_of_the_interval_of_angles(alpha, end, monkeypatch):
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, **ends: jnp.full(shape, ends[end]))
+    draws = stable_classes.symmetric_stable(jax.random.key(0), alpha, (4,))
+    assert np.all(np.isfinite(draws))
+
+
 def test_the_accuracies_under_gaussian_noise_are_those_of_the_closed_form():
     found = stable_classes.accuracies(WEIGHTS, BIAS, THETA, stable_classes.LAWS["gaussian"])
     for row, weights, bias in zip(found, WEIGHTS, BIAS, strict=True):
