@@ -5,8 +5,10 @@ Linear regression from bags of k, in closed form, at every interpolation between
 response private, so that large bags hide responses and small ones do not; and a network that learns labels from the
 share of positive ones in a bag. A seed draws the truth, the examples, the noise and the bags.
 
-The interpolation between the two ends is chosen without the seed that it is judged on: it is the one with the least
-mean risk over the other seeds.
+The interpolation between the two ends is chosen without what it is judged on. That of the linear problems, whose data
+are drawn anew for every seed, is the one with the least mean risk over the other seeds. That of the network has the
+least bag loss on bags that are held out from training, as one can choose it who knows no label, and lies strictly
+between the ends: for the bag loss itself is what it is compared with.
 """
 
 import dataclasses
@@ -35,7 +37,8 @@ SIZES = (1, 2, 5, 10)
 EPSILONS = (0.2, 1.0, 10.0)
 RHOS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 CLIP = 3.0  # covers 99.2 % of the responses of the private problem
-NETWORK_SIZE, NETWORK_RHOS = 16, (0.0, 0.003, 0.01, 0.03, 1.0)
+NETWORK_SIZE, NETWORK_RHOS = 16, (0.0, 0.0003, 0.001, 0.003, 0.01, 0.03, 1.0)
+HELD_OUT = 8  # bags of the 28 that the network could be trained on
 
 METHODS: dict[str, str] = {
     "bag": "bag loss",
@@ -154,10 +157,14 @@ def _private(key: PRNGKeyArray, config: Config, size: int) -> Float[Array, "epsi
     return jax.vmap(risks)(jnp.array(EPSILONS))
 
 
+def _at_the_least(values: np.ndarray, costs: np.ndarray) -> np.ndarray:
+    """Of values `[seeds, rhos]`, each seed's at the interpolation of the least cost."""
+    return np.take_along_axis(values, costs.argmin(axis=1)[:, None], axis=1)[:, 0]
+
+
 def _at_the_best_of_the_others(risks: np.ndarray) -> np.ndarray:
     """Of risks `[seeds, rhos]`, each seed's at the interpolation with the least mean over the other seeds."""
-    others = risks.sum(axis=0) - risks
-    return np.take_along_axis(risks, others.argmin(axis=1)[:, None], axis=1)[:, 0]
+    return _at_the_least(risks, risks.sum(axis=0) - risks)
 
 
 def _bags_of_cells(seed: int) -> dict[str, np.ndarray]:
@@ -168,8 +175,15 @@ def _bags_of_cells(seed: int) -> dict[str, np.ndarray]:
     return {"inputs": train["inputs"][kept], "shares": train["labels"][kept].mean(axis=1).astype(np.float32)}
 
 
-def _network_accuracy(config: Config, context: harness.Context) -> Float[np.ndarray, "seeds rhos"]:
-    """The test accuracy of networks that have only seen the share of positive labels in bags."""
+class Learned(NamedTuple):
+    """Of the networks: test accuracy, and the bag loss on the bags that were held out, `[seeds, rhos]` each."""
+
+    accuracy: Float[np.ndarray, "seeds rhos"]
+    held_out: Float[np.ndarray, "seeds rhos"]
+
+
+def _networks(config: Config, context: harness.Context) -> Learned:
+    """Networks that have only seen the share of positive labels in bags."""
     test = data.load(data.DataConfig("breast_cancer"), "test")
     shape = test["inputs"].shape[1:]
 
@@ -179,19 +193,19 @@ def _network_accuracy(config: Config, context: harness.Context) -> Float[np.ndar
     apply = build(jax.random.key(0)).apply
     optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, config.steps))
 
-    def loss_fn(params: Any, extra: Any, batch: Mapping[str, Array], key: PRNGKeyArray) -> LossOutput:
-        del key
+    def losses(params: Any, extra: Any, batch: Mapping[str, Array], rho: Array) -> Float[Array, " bags"]:
         bags, size = batch["inputs"].shape[:2]
         inputs, ids = batch["inputs"].reshape(-1, *shape), jnp.repeat(jnp.arange(bags), size)
+        logits, _ = apply(params, extra, inputs)
+        return aggregate.interpolated_loss(
+            logits[:, 0], ids, batch["shares"], rho=rho, loss="logistic",  # type: ignore[arg-type]
+        )  # fmt: skip
 
-        def losses(params: Any, rho: Array) -> Array:
-            logits, _ = apply(params, extra, inputs)
-            return aggregate.interpolated_loss(
-                logits[:, 0], ids, batch["shares"], rho=rho, loss="logistic",  # type: ignore[arg-type]
-            )  # fmt: skip
-
+    def loss_fn(params: Any, extra: Any, batch: Mapping[str, Array], key: PRNGKeyArray) -> LossOutput:
+        del key
         # The networks share nothing, so the sum of their losses trains each by its own.
-        return LossOutput(jax.vmap(losses)(params, jnp.array(NETWORK_RHOS)).sum(axis=0), extra=extra)
+        each = jax.vmap(losses, (0, None, None, 0))(params, extra, batch, jnp.array(NETWORK_RHOS))
+        return LossOutput(each.sum(axis=0), extra=extra)
 
     def start(key: PRNGKeyArray) -> Any:
         model = build(key)
@@ -200,11 +214,12 @@ def _network_accuracy(config: Config, context: harness.Context) -> Float[np.ndar
 
     keys = jax.vmap(jax.random.key)(jnp.asarray(config.seed_numbers))
     sets = [_bags_of_cells(seed) for seed in config.seed_numbers.tolist()]
+    bags = {field: jnp.stack([s[field] for s in sets]) for field in sets[0]}
     state, _ = harness.train_seeds(
         "network",
         make_step(loss_fn, optimizer),
         jax.jit(jax.vmap(start))(keys),
-        {field: jnp.stack([s[field] for s in sets]) for field in sets[0]},
+        {field: x[:, HELD_OUT:] for field, x in bags.items()},
         keys,
         batch_size=config.batch_size,
         num_steps=config.steps,
@@ -213,16 +228,19 @@ def _network_accuracy(config: Config, context: harness.Context) -> Float[np.ndar
         mesh=config.mesh,
     )
 
-    def accuracy(params: Any, extra: Any) -> Array:
+    def evaluate(params: Any, extra: Any, held_out: dict[str, Array]) -> tuple[Array, Array]:
         logits, _ = apply(params, extra, jnp.asarray(test["inputs"]))
-        return jnp.mean((logits[:, 0] > 0) == test["labels"])
+        right = (logits[:, 0] > 0) == test["labels"]
+        return jnp.mean(right), jnp.mean(losses(params, extra, held_out, jnp.zeros(())))
 
-    return np.asarray(jax.jit(jax.vmap(jax.vmap(accuracy, (0, None))))(state.params, state.extra), np.float64)
+    held_out = {field: x[:, :HELD_OUT] for field, x in bags.items()}
+    found = jax.jit(jax.vmap(jax.vmap(evaluate, (0, None, None))))(state.params, state.extra, held_out)
+    return Learned(*(np.asarray(x, np.float64) for x in found))
 
 
-def _ends_and_best(costs: np.ndarray) -> dict[str, np.ndarray]:
-    """Of costs `[seeds, rhos]`: those of the two losses, and of the interpolation."""
-    return {"bag": costs[:, 0], "instance": costs[:, -1], "interpolated": _at_the_best_of_the_others(costs)}
+def _ends(values: np.ndarray, interpolated: np.ndarray) -> dict[str, np.ndarray]:
+    """Of values `[seeds, rhos]`: those of the two losses, and those given of the interpolation."""
+    return {"bag": values[:, 0], "instance": values[:, -1], "interpolated": interpolated}
 
 
 def run(config: Config, context: harness.Context | None = None) -> harness.Results:
@@ -236,12 +254,16 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
         for size in SIZES:
             risks = np.asarray(_exact(keys, config, size), np.float64)
             curves[f"risk/{size}"] = risks
+            found = _ends(risks, _at_the_best_of_the_others(risks))
             for name in exact:
-                values[name][f"risk_{size}"] = _ends_and_best(risks)[name]
+                values[name][f"risk_{size}"] = found[name]
         with context.bar(config.steps) as inner:
-            errors = 1 - _network_accuracy(config, inner)
+            learned = _networks(config, inner)
+        curves |= {f"network/{field}": numbers for field, numbers in learned._asdict().items()}
+        chosen = _at_the_least(learned.accuracy[:, 1:-1], learned.held_out[:, 1:-1])
+        found = _ends(learned.accuracy, chosen)
         for name in exact:
-            values[name]["accuracy"] = 1 - _ends_and_best(errors)[name]
+            values[name]["accuracy"] = found[name]
     for size in SIZES:
         if (name := f"private_{size}") in values:
             risks = np.asarray(_private(keys, config, size), np.float64)
@@ -283,11 +305,29 @@ def _draw_privacy(axes: Axes, results: harness.Results) -> None:
     axes.set_title("Large bags pay where privacy is strict")
 
 
+def _draw_network(axes: Axes, results: harness.Results) -> None:
+    at = np.arange(len(NETWORK_RHOS))
+    if "network/accuracy" in results.curves:
+        figures.band(axes, at, 100 * results.curves["network/accuracy"], label="", color=figures.PALETTE[1])
+    if "accuracy" in results.values.get("interpolated", {}):
+        chosen = 100 * results.interval("interpolated", "accuracy").mean
+        axes.axhline(chosen, color="#444444", linewidth=1, linestyle="--")
+        axes.annotate(
+            "chosen on held-out bags", (at[-1], chosen), xytext=(0, -4), textcoords="offset points",
+            ha="right", va="top", fontsize=8,
+        )  # fmt: skip
+    axes.set_xticks(at, [f"{rho:g}" for rho in NETWORK_RHOS])
+    axes.tick_params(axis="x", labelsize=7)
+    axes.set(xlabel="interpolation: 0 bag loss, 1 instance loss", ylabel="test accuracy, %")
+    axes.set_title(f"A network, k = {NETWORK_SIZE}")
+
+
 def draw(results: harness.Results) -> Figure:
-    """Left: risk against interpolation, by bag size. Right: risk against bag size, by privacy."""
-    with figures.figure(9.2, 3.6) as drawn:
-        left, right = drawn.subplots(1, 2)
+    """Risk against interpolation, by bag size; the network's accuracy; risk against bag size, by privacy."""
+    with figures.figure(12.0, 3.6) as drawn:
+        left, middle, right = drawn.subplots(1, 3, width_ratios=[1.15, 0.9, 1])
         _draw_risks(left, results)
+        _draw_network(middle, results)
         _draw_privacy(right, results)
     return drawn
 
