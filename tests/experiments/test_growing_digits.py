@@ -28,8 +28,17 @@ def test_base_classes_are_as_frequent_and_new_ones_have_only_their_shots():
     assert set(np.asarray(DIGITS.test_labels[0]).tolist()) == set(range(CLASSES))
 
 
+def test_held_out_examples_are_of_all_classes_and_not_seen_in_training():
+    digits = growing_digits(np.array([3, 4]), held_out=True)
+    for seed in range(2):
+        np.testing.assert_array_equal(np.bincount(digits.test_labels[seed]), np.full(CLASSES, 19))
+        seen = np.concatenate([np.asarray(part[seed]).reshape(-1, 64) for part in (digits.inputs, digits.shots)])
+        held_out = {image.tobytes() for image in np.asarray(digits.test_inputs[seed]).reshape(-1, 64)}
+        assert held_out.isdisjoint(image.tobytes() for image in seen)
+
+
 def test_images_drift_from_nothing_to_a_turn():
-    images = DIGITS.test_inputs[:4]
+    images = DIGITS.test_inputs[0, :4]
     still = drifted(jax.random.key(0), images, jnp.float32(0))
     np.testing.assert_allclose(still, images, atol=1e-5)
     distances = [jnp.mean((drifted(jax.random.key(0), images, jnp.float32(s)) - images) ** 2) for s in (0.2, 0.5, 1.0)]
@@ -40,7 +49,7 @@ def test_images_drift_from_nothing_to_a_turn():
 def test_classes_appear_after_every_fifth_of_the_stream(dominant):
     stream = jax.jit(
         lambda key: drifting_stream(
-            key, DIGITS.test_inputs, DIGITS.test_labels[0], DIGITS.shots[0], batches=20, size=32, dominant=dominant
+            key, DIGITS.test_inputs[0], DIGITS.test_labels[0], DIGITS.shots[0], batches=20, size=32, dominant=dominant
         )
     )(jax.random.key(0))
     np.testing.assert_array_equal(stream.seen, BASE + np.arange(20) // 4)
