@@ -61,19 +61,20 @@ def _squared_error(scores: Scores, labels: Labels) -> Float[Array, " batch"]:
 class Method(NamedTuple):
     """The name in tables and figures, the loss (a `BatchLoss` where it is of the batch), and what it is tried on.
 
-    With `tuned` every metric has the threshold that is best for it on the training set, in place of even odds.
+    One that is `tuned` takes the network of another, and for every metric the threshold that is best for it on the
+    training set, in place of even odds.
     """
 
     label: str
     loss: Callable[[Scores, Labels], Float[Array, " batch"]] | BatchLoss
     rare: bool = True
-    tuned: bool = False
+    tuned: str | None = None
 
 
 # AnyLoss and EnsLoss have the hyperparameters of their papers.
 METHODS: dict[str, Method] = {
     "cross_entropy": Method("cross-entropy", binary.logistic),
-    "tuned_threshold": Method("cross-entropy, tuned threshold", binary.logistic, tuned=True),
+    "tuned_threshold": Method("cross-entropy, tuned threshold", binary.logistic, tuned="cross_entropy"),
     "squared_error": Method("squared error", _squared_error),
     "anyloss_f1": Method("AnyLoss, F1", metric.batch_anyloss(metric=confusion.f_beta)),
     "anyloss_g_mean": Method("AnyLoss, geometric mean", metric.batch_anyloss(metric=confusion.g_mean)),
@@ -237,8 +238,10 @@ def best_threshold(score: Callable[..., Array], scores: Scores, table: Table) ->
     return jnp.mean(scores[order][best + jnp.arange(2)])
 
 
+@jax.jit
+@jax.vmap
 def _tuned(params: Tree, train: Table, test: Table) -> dict[str, Array]:
-    """Metrics on a test set, each at the threshold that is best for it on the training set."""
+    """Metrics on the test sets of all seeds, each at the threshold that is best for it on the training set."""
     fitted, scores = _score(params, train.inputs), _score(params, test.inputs)
     return {
         name: score(confusion.counts(scores > best_threshold(score, fitted, train), test.labels, test.weights))
@@ -252,9 +255,13 @@ def _measured(params: Tree, test: Table) -> dict[str, Array]:
 
 
 class _Trained(NamedTuple):
-    """Scores on the test set `[seeds]`, their curves `[seeds, evals]` if asked for, and the share of labels fitted."""
+    """Scores on the test set `[seeds]`, by even odds and tuned, their curves `[seeds, evals]`, and labels fitted.
+
+    Networks have curves and no tuned scores, linear models the other way round.
+    """
 
     scores: Mapping[str, np.ndarray]
+    tuned: Mapping[str, np.ndarray]
     curves: Mapping[str, np.ndarray]
     fitted: np.ndarray
 
@@ -308,10 +315,11 @@ def _train(
         # From step to step a network still moves: the mean of the last evaluations.
         curves = {score: metrics[score] for score in (*SCORED, "accuracy")}
         scores = {score: curve[:, -(EVALS // 5) :].mean(axis=1) for score, curve in curves.items()}
+        tuned = {}
     else:
-        found = jax.vmap(_tuned)(state.params, *tables) if method.tuned else jax.vmap(_measured)(state.params, test)
-        curves, scores = {}, jax.device_get(found)
-    return _Trained(scores, curves, np.asarray(jax.jit(hits)(state.params, train)))
+        curves, scores = {}, jax.device_get(jax.jit(jax.vmap(_measured))(state.params, test))
+        tuned = jax.device_get(_tuned(state.params, train, test))
+    return _Trained(scores, tuned, curves, np.asarray(jax.jit(hits)(state.params, train)))
 
 
 def run(config: Config, context: harness.Context | None = None) -> harness.Results:
@@ -326,7 +334,8 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
         "moons": lambda keys: (moons(keys.train, 200), moons(keys.test, 2000, flipped=0)),
     }
     tables = {name: jax.jit(jax.vmap(drawn))(keys) for name, drawn in draws.items()}
-    runs = {name: tuple(RARE) if METHODS[name].rare else ("moons",) for name in config.chosen}
+    trained = dict.fromkeys(METHODS[name].tuned or name for name in config.chosen)
+    runs = {name: tuple(RARE) if METHODS[name].rare else ("moons",) for name in trained}
     with context.bar(config.steps * sum(map(len, runs.values()))) as inner:
         for name, on in runs.items():
             for table in on:
@@ -338,8 +347,10 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
                 if network:
                     values[name] = {"accuracy": found.scores["accuracy"], "fitted": found.fitted}
                     curves[f"accuracy/{name}"] = found.curves["accuracy"]
-                else:
-                    values[name] |= {f"{score}_{table}": np.asarray(found.scores[score]) for score in SCORED}
+                for own in config.chosen:
+                    if not network and name in (own, METHODS[own].tuned):
+                        scores = found.scores if own == name else found.tuned
+                        values[own] |= {f"{score}_{table}": np.asarray(scores[score]) for score in SCORED}
     at = max(1, config.steps // EVALS)
     curves["steps"] = np.arange(at, config.steps + 1, at)
     return harness.Results.of(config, values, curves)
