@@ -177,7 +177,7 @@ def _draw_gaps(axes: Axes, results: harness.Results) -> None:
             if gain in results.values:
                 text += f", gap {-100 * results.interval(gain, 'gain').mean:+.0f} %"
             axes.annotate(
-                text, (len(ratios) - 1, found[-1].mean), xytext=(0, 9 if problem == "many" else 22),
+                text, (len(ratios) - 1, found[-1].mean), xytext=(0, 9 if problem == "many" else -18),
                 textcoords="offset points", color=color, fontsize=8, ha="right",
             )  # fmt: skip
     axes.set_xticks(range(len(ratios)), [str(ratio) for ratio in ratios])

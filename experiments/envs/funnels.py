@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from reweight.losses import ordinal
 from reweight.regularizers import fused
@@ -98,9 +98,20 @@ FITS = {"logistic": _logistic, "proportional_odds": _proportional_odds, "presto"
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-@functools.partial(jax.vmap, in_axes=(None, 0, 0, 0, None))
 def rare_probabilities(
-    fit: str, key: Array, features: Float[Array, "n p"], labels: Int[Array, " n"], num_classes: int
-) -> Float[Array, " n"]:
-    """The probability of the last class at every example, for all seeds at once."""
-    return FITS[fit](key, features, labels, num_classes)
+    fit: str,
+    keys: PRNGKeyArray,
+    features: Float[Array, "seeds n p"],
+    labels: Int[Array, "seeds n"],
+    num_classes: int,
+) -> Float[Array, "seeds n"]:
+    """The probability of the last class at every example, for one seed after another.
+
+    Side by side, all would go on until the last has converged.
+    """
+
+    def fitted(seed: tuple[Array, Array, Array]) -> Array:
+        key, x, y = seed
+        return FITS[fit](key, x, y, num_classes)
+
+    return jax.lax.map(fitted, (keys, features, labels))

@@ -107,7 +107,7 @@ TROUBLES: tuple[Trouble, ...] = (
         "Ordered outcomes with a rare last one; the error of its probability. The baseline is logistic regression on"
         " *rare or not*.",
         "rare_events",
-        ("error_rare", "error_rarer"),
+        ("error_mild", "error_rare", "error_rarer"),
         "logistic",
         {
             "proportional_odds": "`losses.ordinal.cumulative_logit_nll`, one slope",
@@ -291,6 +291,8 @@ TROUBLES: tuple[Trouble, ...] = (
             "supcon": "`losses.contrastive.supcon`",
             "simplex": "`losses.continual.etf_prototypes`",
             "rotation": "`regularizers.pseudo_classes.rotated_classes`",
+            "side_task": "`losses.self_supervised.transformation_prediction`",
+            "pretraining": "pre-training by `losses.contrastive.supcon` without labels",
             "calibrated": "`losses.continual.calibrate_prototypes`",
             "fine_tuning": "tuning all",
             "subnet": "tuning a part",
@@ -301,11 +303,12 @@ TROUBLES: tuple[Trouble, ...] = (
         "The inputs drift after training",
         "A stream that becomes blurred and noisy, in which new classes appear; no labels. The baseline does nothing.",
         "drifting_stream",
-        ("accuracy_balanced", "accuracy_imbalanced"),
+        ("accuracy_balanced", "accuracy_imbalanced", "accuracy_fast"),
         "source",
         {
             "tent": "`adapt.entropy_step` without ascent",
-            "sar": "`adapt.entropy_step`",
+            "sar_no_reset": "`adapt.entropy_step` with `optim.sharpness_aware`",
+            "sar": "the same and `adapt.recovery`",
             "rsgs": "`adapt.entropy_step` with the surrogate gap",
             "calibration": "`losses.continual.calibrate_prototypes`",
             "csfa": "both",
