@@ -192,6 +192,8 @@ METRICS = (
 
 _DOUBLY = "Sow et al. 2023, arXiv 2308.00311"
 _COMP_SUM = "Mao, Mohri and Zhong 2023, arXiv 2304.07288"
+# Cross-entropy leads tau = 0 by about 0.3 points on clean inputs, which eight seeds tell from nothing in two blocks of
+# three: too close to call for a claim.
 CLAIMS = (
     *(
         harness.Claim(_DOUBLY, "doubly_robust", than, metric)
@@ -201,7 +203,7 @@ CLAIMS = (
     harness.Claim(_COMP_SUM, "smooth_comp_sum", "pgd_at", "robust"),
     harness.Claim(_COMP_SUM, "smooth_comp_sum", "trades", "robust"),
     harness.Claim(_COMP_SUM, "smooth_comp_sum", "trades", "clean"),
-    *(harness.Claim(_COMP_SUM, "natural", f"comp_sum_{tau:g}", "clean") for tau in OTHER_TAUS),
+    *(harness.Claim(_COMP_SUM, "natural", f"comp_sum_{tau:g}", "clean") for tau in OTHER_TAUS[1:]),
 )
 INPUTS = 64  # of known probabilities
 SPREADS = np.geomspace(0.1, 3, 25)  # of the noise in the logarithms of guesses of them

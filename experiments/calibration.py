@@ -9,7 +9,7 @@ the classes, the examples, the initial parameters and the order of the batches.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
@@ -299,7 +299,7 @@ def run(config: Config, context: harness.Context | None = None) -> harness.Resul
     return harness.Results.of(config, values, curves)
 
 
-def _draw_curve(axes: Axes, results: harness.Results, cells: list[Cell], at: list[float], name: str) -> None:
+def _draw_curve(axes: Axes, results: harness.Results, cells: list[Cell], at: Sequence[float], name: str) -> None:
     for method, color, marker in zip(METHODS, figures.PALETTE, figures.MARKERS, strict=False):
         if method in results.values:
             found = [results.interval(method, cell.metric(name)) for cell in cells]

@@ -108,6 +108,8 @@ METRICS = (
 )
 
 _tricks = functools.partial(harness.Claim, "Roy et al. 2024, arXiv 2403.14392")
+# The rotation side task gains 1.0 to 1.6 points of accuracy in three blocks of sixteen seeds, each give or take 1.2:
+# a row of the table, and too close to call for a claim.
 CLAIMS = (
     _tricks("all", "frozen", "accuracy"),
     _tricks("all", "frozen", "harmonic_mean"),
@@ -115,7 +117,6 @@ CLAIMS = (
     _tricks("supcon", "frozen", "accuracy"),
     _tricks("simplex", "frozen", "accuracy"),
     _tricks("rotation", "frozen", "accuracy"),
-    _tricks("side_task", "frozen", "accuracy"),
     _tricks("pretraining", "frozen", "accuracy"),
     _tricks("fine_tuning", "frozen", "new_accuracy"),
     _tricks("subnet", "frozen", "new_accuracy"),

@@ -4,15 +4,19 @@ Ordered outcomes whose last one is rare: its probability is fitted by logistic r
 proportional odds, which take one slope for all boundaries, and by PRESTO, which draws the slopes of neighbouring
 boundaries together as far as its cross-validation asks for. And lives of which some end within days and others after
 weeks: a network predicts them with Cox's partial likelihood, with hazards on one grid of intervals, or on two grids of
-which one is fine where lives are short. A seed draws the truth, the examples and the initial parameters. Where it draws
-a single example of the rarest class, logistic regression separates it from all others, and errs by far the most.
+which one is fine where lives are short. Overall that one leads Cox by 0.3 to 0.8 points in three blocks of twenty
+seeds, each give or take 0.4: a row of the table, and too close to call for a claim. A seed draws the truth, the
+examples and the initial parameters. Where it draws a single example of the rarest class, logistic regression separates
+it from all others, and errs by far the most.
 """
 
 import dataclasses
+import functools
+import itertools
+from concurrent import futures
 from typing import ClassVar, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -63,7 +67,6 @@ CLAIMS = (
     harness.Claim(CREATIVES, "two_terms", "one_grid", "short"),
     harness.Claim(CREATIVES, "two_terms", "one_grid", "long"),
     harness.Claim(CREATIVES, "two_terms", "one_grid", "overall"),
-    harness.Claim(CREATIVES, "two_terms", "cox", "overall"),
     harness.Claim(CREATIVES, "two_terms_by_clicks", "two_terms", "by_clicks"),
 )
 
@@ -104,18 +107,24 @@ def _errors(config: Config, names: list[str]) -> dict[str, dict[str, np.ndarray]
 
     Both are root mean squares, so that a fit of one number for all examples has the error 1.
     """
-    keys = jax.vmap(jax.random.key)(jnp.asarray(config.seed_numbers))
-    values: dict[str, dict[str, np.ndarray]] = {name: {} for name in names}
-    for rarity, intercepts in RARITIES.items():
-        drawn = funnels.draw_funnels(
+    drawn = {
+        rarity: funnels.draw_funnels(
             config.seed_numbers, examples=config.examples, features=config.features, intercepts=intercepts
         )
-        spread = np.std(drawn.rare, axis=1, keepdims=True)
-        for name in names:
-            fitted = np.asarray(
-                funnels.rare_probabilities(name, keys, drawn.features, drawn.labels, len(intercepts) + 1), np.float64
-            )
-            values[name][f"error_{rarity}"] = np.sqrt(np.mean(((fitted - drawn.rare) / spread) ** 2, axis=1))
+        for rarity, intercepts in RARITIES.items()
+    }
+
+    def error(name: str, rarity: str, index: int) -> float:
+        features, labels, rare = (arrays[index] for arrays in drawn[rarity])
+        key = jax.random.key(config.seed_numbers[index])
+        fitted = np.asarray(funnels.rare_probabilities(name, key, features, labels, len(RARITIES[rarity]) + 1))
+        return float(np.sqrt(np.mean(((fitted.astype(np.float64) - rare) / np.std(rare)) ** 2)))
+
+    values: dict[str, dict[str, np.ndarray]] = {name: {} for name in names}
+    with futures.ThreadPoolExecutor() as pool:  # a fit keeps one core busy
+        for name, rarity in itertools.product(names, RARITIES):
+            of_seed = functools.partial(error, name, rarity)
+            values[name][f"error_{rarity}"] = np.array(list(pool.map(of_seed, range(config.seeds))))
     return values
 
 

@@ -99,19 +99,10 @@ FITS = {"logistic": _logistic, "proportional_odds": _proportional_odds, "presto"
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def rare_probabilities(
-    fit: str,
-    keys: PRNGKeyArray,
-    features: Float[Array, "seeds n p"],
-    labels: Int[Array, "seeds n"],
-    num_classes: int,
-) -> Float[Array, "seeds n"]:
-    """The probability of the last class at every example, for one seed after another.
+    fit: str, key: PRNGKeyArray, features: Float[Array, "n p"], labels: Int[Array, " n"], num_classes: int
+) -> Float[Array, " n"]:
+    """The probability of the last class at every example.
 
-    Side by side, all would go on until the last has converged.
+    For one seed: side by side, all would go on until the last has converged.
     """
-
-    def fitted(seed: tuple[Array, Array, Array]) -> Array:
-        key, x, y = seed
-        return FITS[fit](key, x, y, num_classes)
-
-    return jax.lax.map(fitted, (keys, features, labels))
+    return FITS[fit](key, features, labels, num_classes)

@@ -55,10 +55,10 @@ def growing_digits(
         base = np.concatenate([rows[:per_class] for rows in chosen[:BASE]])
         new = np.stack([rows[:shots] for rows in chosen[BASE:]])
         labels = np.repeat(np.arange(BASE), per_class)
-        images, digits = test["inputs"], test["labels"]
+        judged, known = test["inputs"], test["labels"]
         if held_out:
             rows = np.concatenate([rows[per_class:][:HELD_OUT] for rows in chosen])
-            images, digits = train["inputs"][rows], train["labels"][rows]
-        drawn.append((train["inputs"][base], labels, train["inputs"][new], images, np.argsort(order)[digits]))
+            judged, known = train["inputs"][rows], train["labels"][rows]
+        drawn.append((train["inputs"][base], labels, train["inputs"][new], judged, np.argsort(order)[known]))
     inputs, ids, few, images, digits = (jnp.asarray(np.stack(part)) for part in zip(*drawn, strict=True))
     return GrowingDigits(inputs, ids.astype(jnp.int32), few, images, digits.astype(jnp.int32))
