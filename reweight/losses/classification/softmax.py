@@ -52,8 +52,8 @@ def named_cross_entropy(
     known = (labels >= 0) & (labels < shape[-1])
     safe = jnp.where(known, labels, 0)
     known &= jnp.take_along_axis(allowed, safe[..., None], axis=-1)[..., 0]
-    read = allowed & known[..., None]
-    losses = optax.losses.softmax_cross_entropy_with_integer_labels(_rows.centred(logits, read), safe, where=read)
+    scores = _rows.centred(jnp.where(known[..., None], logits, 0), allowed)
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(scores, safe, where=allowed)
     return jnp.where(known, losses, 0)
 
 
