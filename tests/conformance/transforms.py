@@ -10,7 +10,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from conformance.case import TransformCase
-from conformance.checks.comparing import EXACT, REFERENCE, Findings, compare
+from conformance.checks.comparing import EXACT, REFERENCE, Findings, compare, invariants
 from conformance.probe import cast, is_float, mesh, numpy
 from conformance.refusals import refused
 
@@ -252,15 +252,6 @@ def errors(probe: TransformProbe) -> Findings:
         yield from refused("without params", trace(given=None), names, ("params",))
         other = {**params, "conv": {"kernel": jax.ShapeDtypeStruct((3, 2, 9), jnp.float32)}}
         yield from refused("gradients of another shape", trace(grads=other), names, ("updates",))
-
-
-def invariants(probe: TransformProbe) -> Findings:
-    """What the case says about the method in particular."""
-    for invariant in probe.case.invariants:
-        try:
-            invariant(probe)
-        except AssertionError as error:
-            yield f"{invariant.__name__}: {error}"
 
 
 CHECKS: Mapping[str, Callable[[TransformProbe], Iterator[str]]] = {

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from conformance.checks import batches, contracts, values
-from conformance.checks.comparing import Findings
+from conformance.checks.comparing import Findings, invariants
 from conformance.probe import Probe
 
 CHECKS: dict[str, Callable[[Probe], Findings | None]] = {
@@ -30,7 +30,7 @@ CHECKS: dict[str, Callable[[Probe], Findings | None]] = {
     "stop-gradient": contracts.stop_gradient,
     "sharded": batches.sharded,
     "errors": contracts.errors,
-    "invariants": contracts.invariants,
+    "invariants": invariants,
 }
 
 

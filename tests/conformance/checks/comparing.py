@@ -58,3 +58,12 @@ def are_weights(what: str, probe: Probe, arrays: Arrays, outcome: Outcome) -> Fi
         mean = value[keep].mean()
         if not abs(mean - probe.case.mean) <= 1e-4 * probe.case.mean:
             yield f"{what}: the weights have mean {mean:.7g}, not {probe.case.mean:g}"
+
+
+def invariants(probe: Any) -> Findings:
+    """What the case says about the method in particular."""
+    for invariant in probe.case.invariants:
+        try:
+            invariant(probe)
+        except AssertionError as error:
+            yield f"{invariant.__name__}: {error}"

@@ -96,12 +96,3 @@ def errors(probe: Probe) -> Findings:
         for name in getattr(probe.made(), "signals", ()):
             without = {n: a for n, a in arrays.items() if n != name}
             yield from _refused(probe, without, hyper, (name,), f"without the signal {name}")
-
-
-def invariants(probe: Probe) -> Findings:
-    """What the case says about the method in particular."""
-    for invariant in probe.case.invariants:
-        try:
-            invariant(probe)
-        except AssertionError as error:
-            yield f"{invariant.__name__}: {error}"
