@@ -287,6 +287,17 @@ def a_weight_is_negative(losses, *, temperature=1.0, mask=None):
     return jnp.where(unmasked("", losses, mask), 1.5 * found - 0.5, 0)
 
 
+def a_constant_changes_nothing(probe):
+    arrays = probe.arrays()
+    moved = probe.value({**arrays, "losses": arrays["losses"] + 1})
+    np.testing.assert_allclose(moved, probe.value(arrays), rtol=1e-4)
+
+
+@fault(WEIGHTS, "invariants", "a_constant_changes_nothing", invariants=(a_constant_changes_nothing,))
+def an_invariant_does_not_hold(losses, *, temperature=1.0, mask=None):
+    return softmax_weights(losses**2, temperature=temperature, mask=mask)
+
+
 # -- transformations
 
 
